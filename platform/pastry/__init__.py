@@ -1,0 +1,1 @@
+"""Pastry: Parametric Skill Transfer on Ray."""

@@ -1,0 +1,1 @@
+"""A model in memory that generates text, with skills attached at a λ that can change in place."""

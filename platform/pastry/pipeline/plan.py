@@ -1,0 +1,104 @@
+"""A PaST run as a list of stages: the paper's algorithm, top to bottom (PaST, arXiv 2601.11258)."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pastry.config import PastConfig
+from pastry.pipeline.stage import Stage
+
+
+def plan(config: PastConfig, workers: int) -> list[Stage]:
+    """Every stage of a run, each after its inputs. `workers`: Ray Train workers of a training stage."""
+    stages: dict[str, Stage] = {}
+
+    def add(name: str, kind: str, settings: dict | None = None, **inputs: str) -> str:
+        stages[name] = Stage(name, kind, settings or {}, inputs)
+        return name
+
+    def training(name: str, **settings) -> dict:
+        own = int.from_bytes(hashlib.sha256(f"{config.seed}/{name}".encode()).digest()[:4]) >> 1
+        return {"domain": config.domain, "world_seed": config.seed, "seed": own, "workers": workers, **settings}
+
+    def sft(name: str, subject: str, part: int, start: str) -> str:
+        settings = training(name, train=config.sft, texts="documents", subject=subject, part=part)
+        return add(name, "sft", settings, start=start)
+
+    def rl(name: str, subject: str, part: int, start: str) -> str:
+        return add(name, "rl", training(name, train=config.rl, subject=subject, part=part), start=start)
+
+    if config.pretrain:
+        settings = training("pretrain", train=config.pretrain)
+        base = add("pretrain", "pretrain", settings)
+        probe = {"sft": config.sft, "generation": config.generation}
+        base = add("gate", "gate", training("gate", train=config.pretrain, **probe), start=base)
+    else:
+        base = add("base", "base", {"path": config.base})
+
+    # Stage I of the paper: the source. Round k starts RL from its own SFT plus the vector so far, and the new vector
+    # is taken from that round's SFT: it contains the old one and replaces it.
+    rounds: dict[str, list[str]] = {}
+    for source in config.sources:
+        rounds[source] = []
+        for k in range(1, config.rounds + 1):
+            at = f"{source}/{k}"
+            trained = sft(f"sft/{at}", source, k, base)
+            start = trained
+            if k > 1:
+                start = add(f"inject/{at}", "inject", {"lambda": 1.0}, target=trained, skill=rounds[source][-1])
+            end = rl(f"rl/{at}", source, k, start)
+            facts = {"name": f"{config.domain.kind}-{source}", "subject": source, "part": k, "world_seed": config.seed}
+            facts |= {"domain": config.domain, "lambda_advice": 1.0}
+            rounds[source].append(add(f"extract/{at}", "extract", facts, end=end, start=trained, base=base))
+    first = config.sources[0]
+    skills = {source: made[-1] for source, made in rounds.items()}
+
+    # Stage II: the target only reads.
+    target = sft(f"sft/{config.target}", config.target, 1, base)
+    asking = {"domain": config.domain, "world_seed": config.seed, "subject": config.target, "generation": config.generation}
+    search = add("search", "search", asking | {"search": config.search}, target=target, **_roles("skill", skills))
+
+    compared: dict[str, str] = {}
+    if "past_1_round" in config.compare:
+        compared["one_round"] = rounds[first][0]
+    if "pre_injection" in config.compare:
+        injected = add("inject/base", "inject", {"lambda": 1.0}, target=base, skill=skills[first])
+        compared["pre_injection"] = sft(f"sft/{config.target}/pre_injection", config.target, 1, injected)
+    if "rl_on_target" in config.compare:
+        compared["rl_on_target"] = rl(f"rl/{config.target}", config.target, 1, target)
+    if "control_sft_on_qa" in config.compare:
+        start, name = f"sft/{first}/1", f"sft/{first}/answers"
+        steps = config.sft.model_copy(update={"steps": config.control_sft_steps, "epochs": None})
+        answers = training(name, train=steps, texts="answers", subject=first, part=1)
+        add(name, "sft", answers, start=start)
+        facts = {"name": "control-sft-on-qa", "subject": first, "part": 1, "world_seed": config.seed}
+        facts |= {"domain": config.domain, "lambda_advice": None}
+        compared["sft_on_qa"] = add(f"extract/{first}/answers", "extract", facts, end=name, start=start, base=base)
+
+    evaluated = add(
+        "evaluate",
+        "evaluate",
+        asking | {"compare": list(config.compare), "seed": config.seed},
+        base=base,
+        target=target,
+        source=f"sft/{first}/1",
+        search=search,
+        **compared,
+        **_roles("skill", skills),
+    )
+    final = add("inject", "inject", {"lambda": "search"}, target=target, search=search, **_roles("skill", skills))
+    registered = add(
+        "register",
+        "register",
+        {"target": config.target, "kind": config.domain.kind},
+        target=target,
+        search=search,
+        evaluate=evaluated,
+        **_roles("skill", skills),
+    )
+    add("report", "report", {}, registered=registered, injected=final, **{f"stage:{name}": name for name in stages})
+    return list(stages.values())
+
+
+def _roles(prefix: str, stages: dict[str, str]) -> dict[str, str]:
+    return {f"{prefix}:{key}": name for key, name in stages.items()}

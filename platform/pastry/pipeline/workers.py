@@ -1,0 +1,61 @@
+"""Ray: connecting, counting what the cluster has, and running a function on a worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from pastry.config import ResourceSettings
+
+MOST_WORKERS = 8
+"""Of `workers: auto`: beyond it the batches of small models are too thin; name a number for more."""
+QUICK_STARTS = {
+    # Ray Train polls its workers; two seconds a stage add up when stages are short.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+WORKER_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    # The driver logs to MLflow; without this every worker would spend a second importing it.
+    "DISABLE_MLFLOW_INTEGRATION": "TRUE",
+}
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS (a Ray job has it), or start one on this machine."""
+    for key, value in QUICK_STARTS.items():
+        os.environ.setdefault(key, value)
+    options: dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:
+        # Ray's CPUs are logical: the slots beside the real cores are for Tune's and Serve's own small actors.
+        options = {"num_cpus": (os.cpu_count() or 1) + 2, "object_store_memory": 256 * 2**20, "include_dashboard": False}
+    ray.init(
+        **options,
+        log_to_driver=False,  # the workers' chatter stays in Ray's log files; progress is shown by Pastry
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        ignore_reinit_error=True,
+    )
+
+
+def count_workers(resources: ResourceSettings) -> int:
+    """Workers of a training stage: as set, or what the machine or the cluster has. Needs no connection on one machine."""
+    if resources.workers != "auto":
+        return resources.workers
+    if "RAY_ADDRESS" in os.environ or resources.use_gpu:
+        connect()
+        total = ray.cluster_resources().get("GPU" if resources.use_gpu else "CPU", 1)
+    else:
+        total = len(os.sched_getaffinity(0))
+    per_worker = 1 if resources.use_gpu else resources.cpus_per_worker
+    return max(1, min(MOST_WORKERS, int(total // per_worker)))
+
+
+def remote(function: Callable, resources: ResourceSettings) -> Callable:
+    """The function as a Ray task with a worker's resources: `remote(f, resources)(*args)` gives an object reference."""
+    return ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=int(resources.use_gpu))(function).remote

@@ -1,0 +1,1 @@
+"""MLflow: runs, registered skill vectors and recipes, `models:/…` URIs."""

@@ -1,0 +1,1 @@
+"""Skill vectors as numbers on disk: read, subtract, add, compare, store."""
