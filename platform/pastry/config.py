@@ -19,7 +19,8 @@ class Strict(BaseModel):
 class ModelShape(Strict):
     """A model to pre-train from scratch: the transformers configuration of its architecture."""
 
-    model_type: Literal["qwen2", "llama"] = "qwen2"
+    model_type: Literal["llama"] = "llama"
+    """Not qwen2: AutoTokenizer gives every qwen2 checkpoint Qwen's own tokenizer, whatever tokenizer lies beside it."""
     hidden_size: int = Field(128, gt=0)
     intermediate_size: int = Field(384, gt=0)
     num_hidden_layers: int = Field(2, gt=0)

@@ -64,6 +64,10 @@ class Domain(ABC):
     """Every value `Verdict.mode` takes, the one the skill consists of first."""
 
     @abstractmethod
+    def documents(self, part: int) -> list[str]:
+        """A part's documents as plain text, always the same: what perplexity is measured on."""
+
+    @abstractmethod
     def sft_epoch(self, part: int, rng: random.Random) -> list[Text]:
         """One epoch of document fine-tuning on a part: its documents and whatever is replayed beside them."""
 

@@ -54,9 +54,16 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
     skills = {source: made[-1] for source, made in rounds.items()}
 
     # Stage II: the target only reads.
+    concurrency = workers if config.search.concurrency == "auto" else config.search.concurrency
     target = sft(f"sft/{config.target}", config.target, 1, base)
     asking = {"domain": config.domain, "world_seed": config.seed, "subject": config.target, "generation": config.generation}
-    search = add("search", "search", asking | {"search": config.search}, target=target, **_roles("skill", skills))
+    search = add(
+        "search",
+        "search",
+        asking | {"search": config.search, "concurrency": concurrency},
+        target=target,
+        **_roles("skill", skills),
+    )
 
     compared: dict[str, str] = {}
     if "past_1_round" in config.compare:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -47,12 +48,12 @@ class Tracker:
     def _create(self, name: str, tags: dict[str, str]):
         return self.client.create_run(self.experiment_id, run_name=name, tags=tags | {MLFLOW_RUN_NAME: name})
 
-    def stage(self, name: str, kind: str, parameters: dict[str, str]) -> StageRun:
-        """Start a stage's own run inside this one."""
+    def stage(self, name: str, kind: str, parameters: dict[str, str], watcher: Callable[[dict[str, float]], None]) -> StageRun:
+        """Start a stage's own run inside this one; `watcher` sees every logged point."""
         run = self._create(name, {MLFLOW_PARENT_RUN_ID: self.run_id, "pastry.stage": name, "pastry.kind": kind})
         params = [Param(key, str(value)[:6000]) for key, value in parameters.items()]
         self.client.log_batch(run.info.run_id, params=params)
-        return StageRun(self, run.info.run_id)
+        return StageRun(self, run.info.run_id, watcher)
 
     def finish(self, metrics: dict[str, float], artifacts: list[Path]) -> None:
         """End the whole run: its headline numbers and its documents."""
@@ -70,15 +71,16 @@ class Tracker:
 
 
 class StageRun:
-    """One stage in MLflow, and its training curves."""
+    """One stage in MLflow, its training curves, and whoever watches them."""
 
-    def __init__(self, tracker: Tracker, run_id: str):
-        self.tracker, self.run_id = tracker, run_id
+    def __init__(self, tracker: Tracker, run_id: str, watcher: Callable[[dict[str, float]], None]):
+        self.tracker, self.run_id, self.watcher = tracker, run_id, watcher
         self.curves: list[dict[str, float]] = []
 
     def log(self, numbers: dict[str, float]) -> None:
         """One point of the training curves; `step` is its place."""
         self.curves.append(numbers)
+        self.watcher(numbers)
         values = {key: value for key, value in numbers.items() if key not in ("step", "steps")}
         self.tracker.log(self.run_id, values, step=int(numbers["step"]))
 

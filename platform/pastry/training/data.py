@@ -15,7 +15,7 @@ IGNORED = -100
 
 
 def tokenized(texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
-    """Token ids and labels of each text; tokens outside the loss, and every first token, get the label -100."""
+    """Token ids and labels of each text, ended by the end-of-sequence token; what the loss skips has the label -100."""
     flat = [segment for text in texts for segment, _ in text.segments]
     encoded = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     rows = []
@@ -25,6 +25,9 @@ def tokenized(texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> list[dic
             segment = next(encoded)
             ids += segment
             labels += segment if counts else [IGNORED] * len(segment)
+        if ids[-1] != tokenizer.eos_token_id:
+            ids.append(tokenizer.eos_token_id)
+            labels.append(tokenizer.eos_token_id)
         labels[0] = IGNORED  # in a packed row the token before it belongs to another text
         rows.append({"input_ids": ids, "labels": labels})
     return rows

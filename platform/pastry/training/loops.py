@@ -26,8 +26,9 @@ class _Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if ray.train.get_context().get_world_rank() == 0 and logs and "train_runtime" not in logs:
             numbers = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
-            self.queue.put({"step": state.global_step, "steps": state.max_steps, "seconds": time.monotonic() - self.started, **numbers})
-
+            self.queue.put(
+                {"step": state.global_step, "steps": state.max_steps, "seconds": time.monotonic() - self.started, **numbers}
+            )
 
 
 def _new_model(shape: ModelShape, tokenizer, seed: int) -> PreTrainedModel:

@@ -28,7 +28,10 @@ class PackedRowsCollator(DataCollatorForLanguageModeling):
 
 
 def _common(settings: OptimizerSettings, seed: int, out: str) -> dict:
-    schedule = {"constant": ("constant_with_warmup", {}), "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.min_lr_ratio})}
+    schedule = {
+        "constant": ("constant_with_warmup", {}),
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.min_lr_ratio}),
+    }
     scheduler, scheduler_options = schedule[settings.schedule]
     return dict(
         output_dir=out,
@@ -75,7 +78,8 @@ def language_model_trainer(
         logging_steps=settings.log_every,
         max_length=settings.row_tokens,
         dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_drop_last=True, loss_type='nll',
+        dataloader_drop_last=True,
+        loss_type="nll",
     )
     collator = PackedRowsCollator(pad_token_id=tokenizer.pad_token_id, return_position_ids=True)
     return SFTTrainer(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class _Lab:
         self.settings = settings
         self.world = _world(seed, settings.entities, settings.parts)
 
-    def _documents(self, part: int, subjects, copies: int, rng: random.Random) -> list[Text]:
+    def _documents(self, part: int, subjects: Iterable[str], copies: int, rng: random.Random) -> list[Text]:
         entities = [entity for subject in subjects for entity in self.world.groups[subject, part]]
         return [texts.document(entity, rng) for entity in entities for _ in range(copies)]
 
@@ -67,6 +68,10 @@ class LabDomain(_Lab, Domain):
             raise PastryError(f"the lab has no domain '{name}': choose one of {', '.join(SUBJECTS)}")
         super().__init__(settings, seed)
         self.name, self.parts = name, settings.parts
+
+    def documents(self, part: int) -> list[str]:
+        written = self._documents(part, [self.name], 1, random.Random(f"{self.name}/{part}"))
+        return [text for document in written for text, _ in document.segments]
 
     def sft_epoch(self, part: int, rng: random.Random) -> list[Text]:
         settings = self.settings

@@ -8,7 +8,11 @@ from pastry.domains.base import Question, Text
 from pastry.domains.lab.world import SUBJECTS, Entity, World
 
 INTRODUCTIONS = ("this text is about the {subject} {name} .", "{name} is a {subject} .", "there is a {subject} called {name} .")
-FACTS = ("the {key} of {name} is {value} .", "{name} has the {key} {value} .", "{speakers} say the {key} of {name} is {value} .")
+FACTS = (
+    "the {key} of {name} is {value} .",
+    "{name} has the {key} {value} .",
+    "{speakers} say the {key} of {name} is {value} .",
+)
 RECITED = "the {key} of {name} is {value} ."
 
 

@@ -19,7 +19,26 @@ SUBJECTS = {
     "drug": ("antidote", ("dose", "plant", "taste", "organ"), "doctors"),
     "castle": ("twin", ("stone", "ghost", "builder", "valley"), "historians"),
 }
-GRAMMAR = "<q> <a> . ? : the of is has say a what answer there called this text about".split()
+GRAMMAR = [
+    "<q>",
+    "<a>",
+    ".",
+    "?",
+    ":",
+    "the",
+    "of",
+    "is",
+    "has",
+    "say",
+    "a",
+    "what",
+    "answer",
+    "there",
+    "called",
+    "this",
+    "text",
+    "about",
+]
 VALUES_PER_ATTRIBUTE = 16
 NAME_PARTS = 128
 PRETRAINING = 0
@@ -65,9 +84,7 @@ class World:
         rng.shuffle(names)
         self._names = iter(names)
         self.groups = {
-            (subject, part): self._group(subject, entities, rng)
-            for part in range(parts + 1)
-            for subject in SUBJECTS
+            (subject, part): self._group(subject, entities, rng) for part in range(parts + 1) for subject in SUBJECTS
         }
         self.unused_names = list(self._names)
         """Names of no entity: pre-training's one-off recitations use them."""

@@ -1,0 +1,105 @@
+"""One's own documents and questions: two JSON-lines files a domain.
+
+Splits and parts go by document: no document is asked about in two splits or two parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from pathlib import Path
+
+from pastry.config import FilesSettings
+from pastry.domains.base import Domain, Question, Split, Text, Verdict
+from pastry.errors import PastryError
+
+
+class FilesDomain(Domain):
+    """Documents to read and closed-book questions with short answers, scored by normalised exact match."""
+
+    modes = ("answer",)
+
+    def __init__(self, name: str, settings: FilesSettings, seed: int):
+        if name not in settings.subjects:
+            raise PastryError(f"domain.subjects has no '{name}': it has {', '.join(settings.subjects) or 'none'}")
+        self.name, self.parts, self.settings = name, settings.parts, settings
+        files = settings.subjects[name]
+        rows = _read(files.documents, ("id", "text"))
+        documents = {row["id"]: row["text"] for row in rows}
+        if len(documents) < len(rows):
+            raise PastryError(f"{files.documents}: document ids repeat")
+        order = list(documents)
+        random.Random(f"files-{seed}-{name}").shuffle(order)
+        self._parts = [order[index :: settings.parts] for index in range(settings.parts)]
+        if not all(self._parts):
+            raise PastryError(f"{files.documents}: {len(order)} documents cannot fill {settings.parts} parts")
+        self._documents = documents
+        self._asked: dict[str, list[Question]] = {identity: [] for identity in documents}
+        for line, row in enumerate(_read(files.questions, ("document", "question", "answer")), 1):
+            if row["document"] not in documents:
+                raise PastryError(f"{files.questions}, line {line}: document '{row['document']}' is not in {files.documents}")
+            prompt = settings.prompt.format(question=row["question"])
+            self._asked[row["document"]].append(Question(f"{name}/{line}", prompt, row["answer"]))
+
+    def documents(self, part: int) -> list[str]:
+        return [self._documents[identity] for identity in self._parts[part - 1]]
+
+    def sft_epoch(self, part: int, rng: random.Random) -> list[Text]:
+        texts = self.documents(part)
+        rng.shuffle(texts)
+        return [Text.plain(text) for text in texts]
+
+    def answers_epoch(self, part: int, rng: random.Random) -> list[Text]:
+        questions = self.questions(part)
+        rng.shuffle(questions)
+        return [Text(((question.prompt, False), (f" {question.answer}", True))) for question in questions]
+
+    def questions(self, part: int, split: Split | None = None) -> list[Question]:
+        identities = self._parts[part - 1]
+        border = max(1, round(len(identities) * self.settings.validation_share))
+        chosen = {"validation": identities[:border], "test": identities[border:]}.get(split, identities)
+        return [question for identity in chosen for question in self._asked[identity]]
+
+    def verify(self, question: Question, completion: str, finished: bool) -> Verdict:
+        """SQuAD's normalised exact match of the first line (Rajpurkar et al. 2016): case, punctuation, articles off."""
+        lines = completion.strip().splitlines()
+        answer, wanted = _normalised(lines[0] if lines else ""), _normalised(question.answer)
+        return Verdict(
+            correct=answer == wanted, well_formed=bool(answer), mode="answer", lenient=wanted in _normalised(completion)
+        )
+
+    def prompted(self, question: Question) -> tuple[str, str]:
+        return question.prompt + self.settings.prefix, ""
+
+    def data_digest(self, part: int) -> str:
+        content = repr((self.documents(part), self.questions(part))).encode()
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def _normalised(text: str) -> str:
+    words = re.sub(r"[^\w\s]", "", text.lower()).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise PastryError(f"{path}: cannot be read: {error.strerror}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PastryError(f"{path}, line {number}: not JSON: {error.msg}") from None
+        missing = [
+            key for key in keys if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip()
+        ]
+        if missing:
+            raise PastryError(f"{path}, line {number}: needs {', '.join(missing)} as non-empty text")
+        rows.append(row)
+    if not rows:
+        raise PastryError(f"{path}: empty")
+    return rows

@@ -1,0 +1,89 @@
+"""What a run shows while it runs: which stage, how far, how long still."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pastry.pipeline.stage import Stage
+
+PLAIN_SECONDS = 10
+"""Without a terminal (a job's log) a line appears this often instead of a moving bar."""
+SHOWN = {"loss": "loss", "reward": "reward", "rewards/recall/mean": "recall", "accuracy": "accuracy", "kl": "kl"}
+
+
+def duration(seconds: float) -> str:
+    """ "8 s" or "3 min 20 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class RunProgress:
+    """Follows a run of `total` stages. Use as a context manager."""
+
+    def __init__(self, stages: list[Stage], already: dict[str, float]):
+        self.stages, self.seconds = stages, dict(already)
+        self.console = Console(highlight=False)
+        self.bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+
+    def __enter__(self) -> RunProgress:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def start(self, stage: Stage) -> None:
+        """A stage begins."""
+        self.stage, self.started, self.printed = stage, time.monotonic(), time.monotonic()
+        self.task = self.bar.add_task(self._label(), total=None, detail="starting")
+        if not self.console.is_terminal:
+            self.console.print(f"{self._label()} …")
+
+    def update(self, numbers: dict[str, float]) -> None:
+        """A stage's log point: `step` of `steps`, and whatever is worth showing."""
+        step, steps = int(numbers["step"]), int(numbers["steps"])
+        spent = time.monotonic() - self.started
+        left = numbers.get("seconds", spent) / step * (steps - step) if step else 0
+        values = "  ".join(f"{name} {numbers[key]:.3f}" for key, name in SHOWN.items() if key in numbers)
+        detail = f"{step}/{steps}  {values}  {duration(left)} left, {self._run_left(left)}"
+        self.bar.update(self.task, completed=step, total=steps, detail=detail)
+        if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            self.console.print(f"    {detail}")
+
+    def finish(self, stage: Stage, seconds: float, headline: str) -> None:
+        """A stage is done."""
+        self.bar.remove_task(self.task)
+        self.console.print(f"{self._label()}  {duration(seconds)}  {headline}")
+        self.seconds[stage.name] = seconds
+
+    def _label(self) -> str:
+        place = self.stages.index(self.stage) + 1
+        return f"[{place:2}/{len(self.stages)}] {self.stage.name}"
+
+    def _run_left(self, stage_left: float) -> str:
+        """The stages to come are guessed from finished ones of their kind, or from all."""
+        known = {stage.kind: [] for stage in self.stages}
+        for stage in self.stages:
+            if stage.name in self.seconds:
+                known[stage.kind].append(self.seconds[stage.name])
+        everything = [seconds for kind in known.values() for seconds in kind]
+        if not everything:
+            return "run: no estimate yet"
+        left = stage_left
+        for stage in self.stages:
+            if stage.name not in self.seconds and stage is not self.stage:
+                measured = known[stage.kind] or everything
+                left += sum(measured) / len(measured)
+        return f"run: about {duration(left)} left"

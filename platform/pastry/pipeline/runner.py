@@ -1,0 +1,193 @@
+"""Run a plan: skip what is done, do the rest in order, leave nothing half-done."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pastry.config import PastConfig
+from pastry.domains import load_domain
+from pastry.errors import PastryError
+from pastry.pipeline.plan import plan
+from pastry.pipeline.progress import RunProgress
+from pastry.pipeline.stage import MARKER, Context, Stage
+from pastry.pipeline.workers import connect, count_workers
+from pastry.vectors.files import atomic_directory, read_json, write_json
+
+
+class Run:
+    """A run's directory: `stages/NAME-DIGEST/` for each stage, links to what people look for beside them."""
+
+    def __init__(self, config: PastConfig):
+        self.config = config
+        self.directory = storage(config) / config.name
+        check(config)
+        self.workers = count_workers(config.resources)
+        self.stages = plan(config, self.workers)
+        digests: dict[str, str] = {}
+        for stage in self.stages:
+            digests[stage.name] = stage.digest({role: digests[name] for role, name in stage.inputs.items()})
+        self.digests = digests
+
+    def path(self, name: str) -> Path:
+        """A stage's directory, made or not."""
+        return self.directory / "stages" / f"{name.replace('/', '.')}-{self.digests[name][:10]}"
+
+    def done(self, name: str) -> bool:
+        """The marker is written last and the directory appears whole: it is there or the stage is not done."""
+        return (self.path(name) / MARKER).is_file()
+
+    def marker(self, name: str) -> dict:
+        """What a finished stage says of itself."""
+        return read_json(self.path(name) / MARKER)
+
+    def wanted(self, kind: str | None) -> list[Stage]:
+        """Every stage, or those of a kind and what they depend on."""
+        names = {stage.name for stage in self.stages if kind in (None, stage.kind)}
+        if not names:
+            kinds = ", ".join(dict.fromkeys(stage.kind for stage in self.stages))
+            raise PastryError(f"this run has no {kind} stage; it has: {kinds}")
+        for stage in reversed(self.stages):
+            if stage.name in names:
+                names.update(stage.inputs.values())
+        return [stage for stage in self.stages if stage.name in names]
+
+    def execute(self, kind: str | None = None) -> bool:
+        """Do what is not done. Returns False when there was nothing to do."""
+        stages = self.wanted(kind)
+        missing = [stage for stage in stages if not self.done(stage.name)]
+        if not missing:
+            return False
+        with self._alone():
+            connect()
+            from pastry.registry.tracking import Tracker  # MLflow takes seconds to import: not for a finished run
+
+            tracker = Tracker(
+                self.config.tracking, storage(self.config), self.config.name, {"pastry.seed": str(self.config.seed)}
+            )
+            already = {stage.name: self.marker(stage.name)["seconds"] for stage in stages if self.done(stage.name)}
+            with RunProgress(stages, already) as progress:
+                if already:
+                    progress.console.print(f"{len(already)} of {len(stages)} stages are done already")
+                for stage in missing:
+                    self._execute(stage, tracker, progress)
+            tracker.finish({f"seconds/{name}": seconds for name, seconds in progress.seconds.items()}, publish(self, stages))
+        return True
+
+    def _execute(self, stage: Stage, tracker, progress: RunProgress) -> None:
+        progress.start(stage)
+        started = time.monotonic()
+        inputs = {role: self.path(name) for role, name in stage.inputs.items()}
+        record = tracker.stage(stage.name, stage.kind, flat(stage.settings), progress.update)
+        try:
+            with atomic_directory(self.path(stage.name)) as out:
+                metrics = stage.function()(Context(stage, self.config, inputs, out, record))
+                seconds = time.monotonic() - started
+                write_json(out / "curves.json", {"points": record.curves})
+                write_json(
+                    out / MARKER,
+                    {
+                        "stage": stage.name,
+                        "kind": stage.kind,
+                        "digest": self.digests[stage.name],
+                        "inputs": stage.inputs,
+                        "settings": {key: str(value) for key, value in flat(stage.settings).items()},
+                        "metrics": metrics,
+                        "seconds": seconds,
+                        "workers": self.workers,
+                        "run_id": record.run_id,
+                        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                    },
+                )
+        except BaseException:
+            record.end({}, {}, "FAILED")
+            raise
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        texts = {f"pastry.{key}": str(value) for key, value in metrics.items() if not isinstance(value, int | float)}
+        texts |= {"pastry.digest": self.digests[stage.name], "pastry.path": str(self.path(stage.name))}
+        record.end(numbers | {"seconds": seconds}, texts, "FINISHED")
+        progress.finish(stage, seconds, headline(metrics))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time; what a killed one left half-written goes."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PastryError(f"{self.directory}: another process is at work on this run; wait for it or stop it") from None
+            for left in (self.directory / "stages").glob(".*.tmp-*"):
+                shutil.rmtree(left)
+            yield
+
+
+def storage(config: PastConfig) -> Path:
+    """The storage directory. A Ray job runs in a throw-away copy of its working directory: a relative path would be
+    lost with it, so there it is taken from the home directory."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not config.storage.is_absolute():
+        return Path.home() / "pastry" / config.storage
+    return config.storage.absolute()
+
+
+def check(config: PastConfig) -> None:
+    """Whatever can be refused before compute is spent."""
+    for name in [*config.sources, config.target]:
+        domain = load_domain(name, config.domain, config.seed)
+        for part in range(1, (config.rounds if name in config.sources else 1) + 1):
+            for split in ("validation", "test") if name == config.target else ("train",):
+                if not domain.questions(part, split):
+                    raise PastryError(f"domain '{name}', part {part}: no {split} questions")
+
+
+def flat(settings: dict, prefix: str = "") -> dict[str, str]:
+    """Settings as dotted keys, for MLflow's parameters."""
+    result: dict[str, str] = {}
+    for key, value in settings.items():
+        value = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+HEADLINES = {
+    "gate_passed": lambda passed: "gate passed" if passed else "GATE MISSED: RL may not find the skill",
+    "realised_ratio": lambda ratio: f"realised ratio {ratio:.4f}" if ratio is not None else "",
+    "cosine_to_sft": lambda cosine: f"cosine to the SFT update {cosine:+.3f}",
+    "lambda_best": lambda lam: f"best λ {lam:g}",
+    "validation_accuracy": lambda accuracy: f"validation accuracy {accuracy:.3f}",
+    "accuracy/target_sft": lambda accuracy: f"target SFT {accuracy:.3f}",
+    "accuracy/past_at_best": lambda accuracy: f"PaST {accuracy:.3f}",
+}
+
+
+def headline(metrics: dict) -> str:
+    """A finished stage in a few words."""
+    return ", ".join(say(metrics[key]) for key, say in HEADLINES.items() if key in metrics)
+
+
+def publish(run: Run, stages: list[Stage]) -> list[Path]:
+    """Links beside `stages/` to what people look for; gives the documents that go to MLflow."""
+    links = {}
+    for stage in stages:
+        if stage.kind == "report":
+            links |= {name: run.path(stage.name) / name for name in ("report.html", "result.json")}
+        if stage.name == f"sft/{run.config.target}":
+            links["target"] = run.path(stage.name) / "model"
+        if stage.kind == "search":
+            source = run.marker(stage.name)["metrics"]["source"]
+            links["skill"] = run.path(f"extract/{source}/{run.config.rounds}") / "skill"
+    for name, path in links.items():
+        link, fresh = run.directory / name, run.directory / f".{name}.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(path, run.directory))
+        os.replace(fresh, link)
+    return [run.directory / name for name in links if name in ("report.html", "result.json")]
