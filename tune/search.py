@@ -36,6 +36,12 @@ class LambdaTrial(tune.Trainable):
         self.point = new_config
         return True
 
+    def save_checkpoint(self, checkpoint_dir: str) -> dict:
+        return {}  # a trial is one step: there is nothing between its start and its result
+
+    def load_checkpoint(self, checkpoint: dict) -> None:
+        pass
+
     def step(self) -> dict[str, Any]:
         self.engine.attach({self.point["source"]: self.point["lambda"]})
         name = f"{self.point['source']}:{self.point['lambda']}"
@@ -46,6 +52,9 @@ class LambdaTrial(tune.Trainable):
 class _Progress(tune.Callback):
     def __init__(self, run, trials: int):
         self.run, self.trials, self.finished = run, trials, 0
+
+    def __getstate__(self) -> dict:
+        return {}  # Tune pickles its callbacks for Tuner.restore; the connection to MLflow stays here
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         self.finished += 1
