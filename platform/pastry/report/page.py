@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pastry.report.data import Difference, LineageNode, ReportData
-from pastry.report.plots import PALETTE, figures, to_svg
+from pastry.report.plots import PALETTE, figures, rl_stages, to_svg
 
 COSINES = {
     "sft_source_rl": "source's ΔSFT · skill vector",
@@ -46,6 +46,7 @@ def render(data: ReportData) -> str:
         modes=list(dict.fromkeys(mode for row in data.rows for mode in row.modes)),
         # Matplotlib escapes the names it draws; nothing else on the page is trusted.
         figures={name: Markup(to_svg(figure, name)) for name, figure in figures(data).items()},
+        rl_stages=rl_stages(data),
         cosines={label: data.cosines[name] for name, label in COSINES.items() if name in data.cosines},
         total=sum(data.seconds.values()),
         graph=lineage_graph(data.lineage),

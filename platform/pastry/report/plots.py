@@ -50,8 +50,8 @@ STRONGEST = 0.7
 
 def figures(data: ReportData) -> dict[str, Figure]:
     """The report's figures by name: accuracies, lambda, cosines, losses, rewards (the last three where there is something)."""
-    losses = {stage: points for stage, points in data.curves.items() if not any("reward" in point for point in points)}
-    rewards = {stage: points for stage, points in data.curves.items() if stage not in losses}
+    rewards = {stage: data.curves[stage] for stage in rl_stages(data)}
+    losses = {stage: points for stage, points in data.curves.items() if stage not in rewards}
     with mpl.rc_context(STYLE):
         drawn = {"accuracies": accuracies(data), "lambda": lambda_curve(data)}
         if any(layer != OUTSIDE_LAYERS for table in data.cosine_tables.values() for layer in table):
@@ -61,6 +61,11 @@ def figures(data: ReportData) -> dict[str, Figure]:
         if rewards:
             drawn["rewards"] = curves(rewards, REWARDS, top=1.05)
     return drawn
+
+
+def rl_stages(data: ReportData) -> list[str]:
+    """The training stages that logged a reward."""
+    return [stage for stage, points in data.curves.items() if any("reward" in point for point in points)]
 
 
 def to_svg(figure: Figure, name: str) -> str:
