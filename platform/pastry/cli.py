@@ -290,3 +290,7 @@ def job(kind: str | None) -> None:
 
     sys.argv.insert(1, f"job-{name}")
     main()
+
+
+if __name__ == "__main__":
+    main()
