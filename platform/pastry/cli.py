@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -135,7 +137,7 @@ def inspect(
     if as_json:
         _say(True, manifest.model_dump(), "")
         return
-    table = Table("tensor", "shape", "norm", "cosine to SFT")
+    table = Table("tensor", "shape", "norm", "cosine to SFT", box=box.SIMPLE)
     for name, tensor in manifest.tensors.items():
         cosine = "" if tensor.cosine_to_sft is None else f"{tensor.cosine_to_sft:+.4f}"
         table.add_row(name, "×".join(map(str, tensor.shape)), f"{tensor.norm:.4g}", cosine)
@@ -206,7 +208,7 @@ def show_plan(wanted, kind: str | None, as_json: bool) -> None:
     if as_json:
         _say(True, {"directory": str(wanted.directory), "workers": wanted.workers, "stages": rows}, "")
         return
-    table = Table("stage", "from", "does", "done")
+    table = Table("stage", "from", "does", "done", box=box.SIMPLE)
     for row in rows:
         inputs = ", ".join(row["inputs"]) if len(row["inputs"]) < 4 else f"{len(row['inputs'])} stages"
         table.add_row(row["stage"], inputs, row["does"], "yes" if row["done"] else "")
@@ -230,23 +232,24 @@ def show_result(directory: Path, as_json: bool) -> None:
         _say(True, result, "")
         return
     title = f"{', '.join(result['sources'])} → {result['target']}, λ = {result['lambda_best']:g} chosen on validation"
-    table = Table("row", "accuracy", "95 % interval", "gain over target_sft", "well-formed", "recall", title=title)
+    table = Table(
+        "row", "accuracy % [95 %]", "gain over target_sft", "form", "mode", title=title, box=box.SIMPLE, show_edge=False, padding=0
+    )
     for row in result["rows"]:
-        gain = row["gain"]
-        gained = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else ""
-        mode = next(iter(row["modes"].values()))
+        gain = {key: 100 * value for key, value in row["gain"].items()} if row["gain"] else None
+        mode, share = max(row["modes"].items(), key=lambda item: item[1])
         table.add_row(
             row["name"],
-            f"{row['accuracy']:.3f}",
-            f"{row['low']:.3f} – {row['high']:.3f}",
-            gained,
-            f"{row['well_formed']:.2f}",
-            f"{mode:.2f}",
+            f"{100 * row['accuracy']:5.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
+            f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]" if gain else "",
+            f"{100 * row['well_formed']:.0f}",
+            f"{mode} {100 * share:.0f}",
         )
     console = Console()
     console.print(table)
     if result["gate"] and not result["gate"]["gate_passed"]:
         console.print("the base MISSED its gate: RL may not have found the skill; pretrain.steps is the setting to raise")
+    console.print("form: % of well-formed answers; mode: the commonest way of answering and its %")
     console.print(
         f"n = {result['rows'][0]['n']} test questions, seed {result['seed']}, {sum(result['seconds'].values()):.0f} s of stages"
     )
@@ -257,8 +260,8 @@ def show_result(directory: Path, as_json: bool) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, no traceback."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for noisy in ("alembic", "mlflow", "ray", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
         app(standalone_mode=False)
     except PastryError as error:

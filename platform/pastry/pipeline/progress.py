@@ -54,9 +54,11 @@ class RunProgress:
         """A stage's log point: `step` of `steps`, and whatever is worth showing."""
         step, steps = int(numbers["step"]), int(numbers["steps"])
         spent = time.monotonic() - self.started
-        left = numbers.get("seconds", spent) / step * (steps - step) if step else 0
+        left = numbers.get("seconds", spent) / step * (steps - step)
         values = "  ".join(f"{name} {numbers[key]:.3f}" for key, name in SHOWN.items() if key in numbers)
-        detail = f"{step}/{steps}  {values}  {duration(left)} left, {self._run_left(left)}"
+        # The first step pays for the start; nothing can be told from it.
+        estimate = f"{duration(left)} left, {self._run_left(left)}" if step > 1 else ""
+        detail = f"{step}/{steps}  {values}  {estimate}"
         self.bar.update(self.task, completed=step, total=steps, detail=detail)
         if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
             self.printed = time.monotonic()

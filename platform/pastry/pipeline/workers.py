@@ -34,6 +34,8 @@ def connect() -> None:
     if "RAY_ADDRESS" not in os.environ:
         # Ray's CPUs are logical: the slots beside the real cores are for Tune's and Serve's own small actors.
         options = {"num_cpus": (os.cpu_count() or 1) + 2, "object_store_memory": 256 * 2**20, "include_dashboard": False}
+    # Tells of token authentication at every start, whatever the logging level given to ray.init.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         **options,
         log_to_driver=False,  # the workers' chatter stays in Ray's log files; progress is shown by Pastry

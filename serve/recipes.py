@@ -1,0 +1,99 @@
+"""From the model name of a request to engine and λ, and answers that never mix recipes."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+from pastry_serve.config import ServeConfig
+from pastry_serve.protocol import Refused
+
+from pastry.engine.transformers_engine import Completion, TransformersEngine
+from pastry.errors import PastryError
+from pastry.vectors.recipe import Recipe, parse_recipe
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One prompt to continue. Requests with equal `key()` may share a batch."""
+
+    recipe: Recipe
+    prompt: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    choices: int
+    alone: int = 0
+    """Differs for every request whose sampling was seeded: its answer must not depend on its neighbours."""
+
+    def key(self) -> tuple:
+        return self.recipe.model_dump_json(), self.max_tokens, self.temperature, self.top_p, self.seed, self.alone
+
+
+class Kitchen:
+    """Every target in memory with the skills that fit it."""
+
+    def __init__(self, config: ServeConfig):
+        self.config = config
+        self.engines = {name: TransformersEngine(path, config.skills) for name, path in config.targets.items()}
+        self._lock = asyncio.Lock()
+        self._counter = itertools.count(1)
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe a request names. Raises Refused: 404 for unknown names, 400 for a λ that is none or out of range."""
+        try:
+            recipe = parse_recipe(name)
+        except PastryError as error:
+            raise Refused(400, str(error), "model", "invalid_recipe") from None
+        self._known(name, recipe.target, list(self.engines), "target")
+        for term in recipe.skills:
+            self._known(name, term.name, list(self.config.skills), "skill")
+            if term.version is not None:
+                message = f"'{name}': versions are not served yet, write {term.name}:{term.lam:g}"
+                raise Refused(400, message, "model", "invalid_recipe")
+            low, high = self.config.lambda_low, self.config.lambda_high
+            if not low <= term.lam <= high:
+                raise Refused(400, f"'{name}': λ = {term.lam:g} is outside {low:g} … {high:g}", "model", "lambda_out_of_range")
+        return recipe
+
+    def _known(self, name: str, wanted: str, known: list[str], kind: str) -> None:
+        if wanted not in known:
+            near = difflib.get_close_matches(wanted, known, cutoff=0.4) or known
+            raise Refused(
+                404, f"'{name}': no {kind} '{wanted}'; did you mean {', '.join(near) or 'nothing'}?", "model", "model_not_found"
+            )
+
+    def seeded(self, generation: Generation) -> Generation:
+        """Marked so that it is computed alone, if its sampling is seeded."""
+        if generation.seed is None or generation.temperature == 0:
+            return generation
+        return replace(generation, alone=next(self._counter))
+
+    async def answer(self, batch: list[Generation]) -> list[list[Completion]]:
+        """Completions of each generation in order: one recipe at a time, its weights set before its prompts are run."""
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for index, generation in enumerate(batch):
+            groups[generation.key()].append(index)
+        answers: list[list[Completion]] = [[] for _ in batch]
+        async with self._lock:  # two batches may be in flight: the weights are set for one at a time
+            for indices in groups.values():
+                prompts = [(index, batch[index].prompt) for index in indices for _ in range(batch[index].choices)]
+                completions = await asyncio.to_thread(self._generate, batch[indices[0]], [prompt for _, prompt in prompts])
+                for (index, _), completion in zip(prompts, completions, strict=True):
+                    answers[index].append(completion)
+        return answers
+
+    def _generate(self, like: Generation, prompts: list[str]) -> list[Completion]:
+        engine = self.engines[like.recipe.target]
+        lambdas: dict[str, float] = defaultdict(float)
+        for term in like.recipe.skills:  # a skill named twice counts twice
+            lambdas[term.name] += term.lam
+        engine.attach(lambdas)
+        seed = like.seed if like.seed is not None else next(self._counter)
+        return engine.generate(
+            prompts, max_new_tokens=like.max_tokens, temperature=like.temperature, top_p=like.top_p, seed=seed
+        )
