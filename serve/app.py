@@ -18,13 +18,13 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pastry_serve.config import ServeConfig, load_serve_config
-from pastry_serve.protocol import ChatRequest, CompletionRequest, Refused, ended, envelope
-from pastry_serve.recipes import Generation, Kitchen
 from ray import serve
 from ray.serve import Application
 
 from pastry.engine.transformers_engine import Completion, TransformersEngine
+from pastry_serve.config import ServeConfig, load_serve_config
+from pastry_serve.protocol import ChatRequest, CompletionRequest, Refused, ended, envelope
+from pastry_serve.recipes import Generation, Kitchen
 
 api = FastAPI(title="Pastry", description="Models with injected skills: the model's name is a recipe.")
 

@@ -8,12 +8,11 @@ import itertools
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from pastry_serve.config import ServeConfig
-from pastry_serve.protocol import Refused
-
 from pastry.engine.transformers_engine import Completion, TransformersEngine
 from pastry.errors import PastryError
 from pastry.vectors.recipe import Recipe, parse_recipe
+from pastry_serve.config import ServeConfig
+from pastry_serve.protocol import Refused
 
 
 @dataclass(frozen=True)

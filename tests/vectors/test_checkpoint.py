@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
-from conftest import SHAPES, edit_json, load, random_tensors, same_bits
 from safetensors.torch import save_file
 
+from conftest import SHAPES, edit_json, load, random_tensors, same_bits
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
 

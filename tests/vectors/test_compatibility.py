@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from conftest import TOKENIZER, edit_json, random_tensors
 
+from conftest import TOKENIZER, edit_json, random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import load, nearby, random_tensors
 
+from conftest import load, nearby, random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.extract import extract
 from pastry.vectors.fingerprint import checkpoint_fingerprint

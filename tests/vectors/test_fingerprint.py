@@ -1,6 +1,6 @@
 import torch
-from conftest import random_tensors
 
+from conftest import random_tensors
 from pastry.vectors.fingerprint import checkpoint_fingerprint, fingerprint, tensor_digest
 
 

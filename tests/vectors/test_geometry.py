@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import random_tensors
 
+from conftest import random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.extract import extract
 from pastry.vectors.geometry import CheckpointUpdate, SkillUpdate, cosine, cosine_table, layer_and_module

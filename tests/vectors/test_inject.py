@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from conftest import edit_json, load, nearby, random_tensors, same_bits
 
+from conftest import edit_json, load, nearby, random_tensors, same_bits
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.extract import extract

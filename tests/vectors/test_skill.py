@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from conftest import edit_json, nearby, random_tensors
 
+from conftest import edit_json, nearby, random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.extract import extract
 from pastry.vectors.random_vector import random_like
