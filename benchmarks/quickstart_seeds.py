@@ -54,7 +54,8 @@ def table(results: dict[int, dict]) -> str:
         gains = [rows[seed][name]["gain"] for seed in results]
         shown = [f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" for gain in gains]
         add(f"gain of {name}, paired", [gain["mean"] for gain in gains], shown)
-    add("λ chosen on validation", [r["lambda_best"] for r in results.values()], [f"{r['lambda_best']:g}" for r in results.values()])
+    lambdas = [result["lambda_best"] for result in results.values()]
+    add("λ chosen on validation", lambdas, [f"{lam:g}" for lam in lambdas])
     for key, label in COSINES.items():
         values = [result["cosines"][key] for result in results.values()]
         add(label, values, [f"{value:+.3f}" for value in values])

@@ -20,14 +20,13 @@ def lab() -> LabSettings:
     return LabSettings(kind="lab", entities=6)
 
 
-@pytest.fixture
-def tiny_config(tmp_path) -> dict:
+def tiny_settings(storage: Path) -> dict:
     """A whole run in which nothing is learned: a few steps of everything."""
     text = {"batch_rows": 4, "row_tokens": 64, "lr": 1e-3, "log_every": 2}
     return {
         "name": "tiny",
         "seed": 3,
-        "storage": str(tmp_path / "runs"),
+        "storage": str(storage),
         "domain": {"kind": "lab", "entities": 6, "one_off": 20, "replayed_documents": 4, "replayed_questions": 8},
         "sources": ["planet"],
         "target": "company",
@@ -38,12 +37,18 @@ def tiny_config(tmp_path) -> dict:
             "gate": {"probe": "person", "prompted_accuracy": 0, "pretraining_accuracy": 0},
         },
         "sft": {**text, "steps": 4},
-        "rl": {"steps": 2, "questions_per_step": 4, "group_size": 2, "max_new_tokens": 4, "lr": 1e-3},
+        # An untrained model earns no reward, so that only the weight decay moves RL's weights.
+        "rl": {"steps": 2, "questions_per_step": 4, "group_size": 2, "max_new_tokens": 4, "lr": 1e-2, "weight_decay": 1.0},
         "search": {"lambdas": [0.5, 1.0]},
         "compare": ["prompted", "control_random"],
         "generation": {"max_new_tokens": 4},
         "resources": {"workers": 1},
     }
+
+
+@pytest.fixture
+def tiny_config(tmp_path) -> dict:
+    return tiny_settings(tmp_path / "runs")
 
 
 @pytest.fixture

@@ -184,7 +184,12 @@ def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: 
     if dry_run:
         show_plan(wanted, kind, as_json)
         return
-    if not wanted.execute(kind):
+    try:
+        worked = wanted.execute(kind)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
+        raise typer.Exit(130) from None
+    if not worked:
         typer.echo(f"everything is done already: {wanted.directory}", err=as_json)
     if kind in (None, "report"):
         show_result(wanted.directory, as_json)
@@ -233,7 +238,7 @@ def show_result(directory: Path, as_json: bool) -> None:
         return
     title = f"{', '.join(result['sources'])} → {result['target']}, λ = {result['lambda_best']:g} chosen on validation"
     table = Table(
-        "row", "accuracy % [95 %]", "gain over target_sft", "form", "mode", title=title, box=box.SIMPLE, show_edge=False, padding=0
+        "row", "accuracy % [95 %]", "gain over target_sft", "form", "mode", title=title, box=None, padding=(0, 2, 0, 0)
     )
     for row in result["rows"]:
         gain = {key: 100 * value for key, value in row["gain"].items()} if row["gain"] else None
@@ -263,19 +268,10 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
-        app(standalone_mode=False)
+        app()
     except PastryError as error:
-        sys.exit(_fail(str(error)))
-    except (typer.Exit, SystemExit):
-        raise
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
-        sys.exit(130)
-
-
-def _fail(message: str) -> int:
-    typer.echo(f"error: {message}", err=True)
-    return 2
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
 
 
 def job(kind: str | None) -> None:

@@ -122,7 +122,7 @@ class GenerationSettings(Strict):
 
 class ResourceSettings(Strict):
     workers: int | Literal["auto"] = "auto"
-    """Ray Train workers of a training stage; auto: the cluster's CPUs (or GPUs), at most 8."""
+    """Ray Train workers of a training stage; auto: the cluster's CPUs (or GPUs), at most 8, that share every batch equally."""
     cpus_per_worker: int = Field(1, gt=0)
     """Also the threads of a worker."""
     use_gpu: bool = False

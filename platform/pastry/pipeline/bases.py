@@ -18,6 +18,7 @@ from pastry.evaluation.score import score
 from pastry.pipeline.stage import Context
 from pastry.pipeline.training import job_settings
 from pastry.pipeline.workers import remote
+from pastry.registry.resolve import REGISTERED, local_path
 from pastry.training.job import LanguageModelJob
 from pastry.training.launch import run_training
 from pastry.vectors.fingerprint import checkpoint_fingerprint
@@ -27,9 +28,9 @@ GATE_QUESTIONS = 324
 
 
 def base(context: Context) -> dict[str, Any]:
-    """A link to a checkpoint on disk, or to the Hugging Face cache's copy of a named one."""
+    """A link to a checkpoint on disk or in the registry, or to the Hugging Face cache's copy of a named one."""
     wanted = context.settings["path"]
-    path = Path(wanted)
+    path = local_path(wanted, context.run.tracker.uri) if wanted.startswith(REGISTERED) else Path(wanted)
     if not path.is_dir():
         try:
             path = Path(snapshot_download(wanted, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))

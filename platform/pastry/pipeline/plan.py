@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from pastry.config import PastConfig
+from pastry.domains import load_domain
 from pastry.pipeline.stage import Stage
 
 
@@ -18,7 +20,14 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
 
     def training(name: str, **settings) -> dict:
         own = int.from_bytes(hashlib.sha256(f"{config.seed}/{name}".encode()).digest()[:4]) >> 1
-        return {"domain": config.domain, "world_seed": config.seed, "seed": own, "workers": workers, **settings}
+        shared = {"domain": config.domain, "world_seed": config.seed, "seed": own, "workers": workers}
+        if "subject" in settings:
+            shared["data"] = data(settings["subject"], settings["part"])
+        return shared | settings
+
+    def data(subject: str, part: int) -> str:
+        # What the files hold, not what they are called, makes a stage another one.
+        return load_domain(subject, config.domain, config.seed).data_digest(part)
 
     def sft(name: str, subject: str, part: int, start: str) -> str:
         settings = training(name, train=config.sft, texts="documents", subject=subject, part=part)
@@ -33,7 +42,7 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
         probe = {"sft": config.sft, "generation": config.generation}
         base = add("gate", "gate", training("gate", train=config.pretrain, **probe), start=base)
     else:
-        base = add("base", "base", {"path": config.base})
+        base = add("base", "base", {"path": config.base, "files": _files(config.base)})
 
     # Stage I of the paper: the source. Round k starts RL from its own SFT plus the vector so far, and the new vector
     # is taken from that round's SFT: it contains the old one and replaces it.
@@ -57,6 +66,7 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
     concurrency = workers if config.search.concurrency == "auto" else config.search.concurrency
     target = sft(f"sft/{config.target}", config.target, 1, base)
     asking = {"domain": config.domain, "world_seed": config.seed, "subject": config.target, "generation": config.generation}
+    asking["data"] = data(config.target, 1)
     search = add(
         "search",
         "search",
@@ -105,6 +115,12 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
     )
     add("report", "report", {}, registered=registered, injected=final, **{f"stage:{name}": name for name in stages})
     return list(stages.values())
+
+
+def _files(base: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of a local checkpoint's files: reading gigabytes at every start would cost too much."""
+    files = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _roles(prefix: str, stages: dict[str, str]) -> dict[str, str]:

@@ -17,7 +17,8 @@ from pastry.errors import PastryError
 from pastry.pipeline.plan import plan
 from pastry.pipeline.progress import RunProgress
 from pastry.pipeline.stage import MARKER, Context, Stage
-from pastry.pipeline.workers import connect, count_workers
+from pastry.pipeline.workers import connect, most_workers
+from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.files import atomic_directory, read_json, write_json
 
 
@@ -27,8 +28,8 @@ class Run:
     def __init__(self, config: PastConfig):
         self.config = config
         self.directory = storage(config) / config.name
-        check(config)
-        self.workers = count_workers(config.resources)
+        self.workers = worker_count(config)
+        check(config, self.workers)
         self.stages = plan(config, self.workers)
         digests: dict[str, str] = {}
         for stage in self.stages:
@@ -136,8 +137,30 @@ def storage(config: PastConfig) -> Path:
     return config.storage.absolute()
 
 
-def check(config: PastConfig) -> None:
+def batch_sizes(config: PastConfig) -> dict[str, int]:
+    """What every step's workers share out equally."""
+    sizes = {
+        "sft.batch_rows": config.sft.batch_rows,
+        "rl.questions_per_step × rl.group_size": config.rl.questions_per_step * config.rl.group_size,
+    }
+    return sizes | ({"pretrain.batch_rows": config.pretrain.batch_rows} if config.pretrain else {})
+
+
+def worker_count(config: PastConfig) -> int:
+    """As set; auto: as many as there are places for, and as share every batch equally."""
+    if config.resources.workers != "auto":
+        return config.resources.workers
+    sizes = batch_sizes(config).values()
+    return max(n for n in range(1, most_workers(config.resources) + 1) if all(size % n == 0 for size in sizes))
+
+
+def check(config: PastConfig, workers: int) -> None:
     """Whatever can be refused before compute is spent."""
+    for key, size in batch_sizes(config).items():
+        if size % workers:
+            raise PastryError(f"{key} = {size} cannot be shared by {workers} workers: change it, or resources.workers")
+    if config.base and (Path(config.base).is_absolute() or config.base.startswith(".")):
+        Checkpoint(Path(config.base))  # a path, not a name: it must be there, and be a checkpoint
     for name in [*config.sources, config.target]:
         domain = load_domain(name, config.domain, config.seed)
         for part in range(1, (config.rounds if name in config.sources else 1) + 1):
@@ -161,7 +184,8 @@ def flat(settings: dict, prefix: str = "") -> dict[str, str]:
 HEADLINES = {
     "gate_passed": lambda passed: "gate passed" if passed else "GATE MISSED: RL may not find the skill",
     "realised_ratio": lambda ratio: f"realised ratio {ratio:.4f}" if ratio is not None else "",
-    "cosine_to_sft": lambda cosine: f"cosine to the SFT update {cosine:+.3f}",
+    "norm": lambda norm: f"norm {norm:.3g}" if norm else "the vector is ZERO: RL changed no weight, its rewards never differed",
+    "cosine_to_sft": lambda cosine: f"cosine to the SFT update {cosine:+.3f}" if cosine is not None else "",
     "lambda_best": lambda lam: f"best λ {lam:g}",
     "validation_accuracy": lambda accuracy: f"validation accuracy {accuracy:.3f}",
     "accuracy/target_sft": lambda accuracy: f"target SFT {accuracy:.3f}",
@@ -171,7 +195,7 @@ HEADLINES = {
 
 def headline(metrics: dict) -> str:
     """A finished stage in a few words."""
-    return ", ".join(say(metrics[key]) for key, say in HEADLINES.items() if key in metrics)
+    return ", ".join(filter(None, (say(metrics[key]) for key, say in HEADLINES.items() if key in metrics)))
 
 
 def publish(run: Run, stages: list[Stage]) -> list[Path]:

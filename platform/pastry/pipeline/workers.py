@@ -45,10 +45,8 @@ def connect() -> None:
     )
 
 
-def count_workers(resources: ResourceSettings) -> int:
-    """Workers of a training stage: as set, or what the machine or the cluster has. Needs no connection on one machine."""
-    if resources.workers != "auto":
-        return resources.workers
+def most_workers(resources: ResourceSettings) -> int:
+    """Workers that the machine or the cluster has places for, at most 8. Needs no connection on one machine."""
     if "RAY_ADDRESS" in os.environ or resources.use_gpu:
         connect()
         total = ray.cluster_resources().get("GPU" if resources.use_gpu else "CPU", 1)

@@ -44,6 +44,8 @@ STYLE = {
 }
 REWARDS = {"reward": "reward", "rewards/recall/mean": "share that recalls first", "rewards/well_formed/mean": "share well formed"}
 """What the panels of RL stages draw: key of a logged point → label."""
+NARROW = 4.5
+"""Inches: the width of a figure that is read on a phone without scrolling."""
 STRONGEST = 0.7
 """Opacity of a heat map's strongest cell: the number in it stays readable on either background."""
 
@@ -79,14 +81,14 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to a group, and the next figure has the same ids
     for variable, colour in PALETTE.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    # Never larger than drawn; on a phone it shrinks a little, then scrolls.
+    # As wide as the page within limits; below the lower one (a narrow figure just fits a phone) it scrolls.
     width, points = figure.get_figwidth() * 96, r'width="[\d.]+pt" height="[\d.]+pt"'
-    return re.sub(points, f'style="width:100%;max-width:{width:.0f}px;min-width:{0.8 * width:.0f}px"', svg, count=1)
+    return re.sub(points, f'style="width:100%;max-width:{1.3 * width:.0f}px;min-width:{0.82 * width:.0f}px"', svg, count=1)
 
 
 def accuracies(data: ReportData) -> Figure:
     """A bar a row of the result table, with its 95 % interval; target_sft's level as a line."""
-    figure, axes = _figure(7.2, 0.6 + 0.32 * len(data.rows))
+    figure, axes = _figure(NARROW, 0.6 + 0.26 * len(data.rows))
     for y, row in enumerate(data.rows):
         best = row.name == "past@best"
         axes.barh(y, 100 * row.accuracy, height=0.62, color=LINES[0] if best else MUTED, alpha=0.9 if best else 0.45)
@@ -105,9 +107,10 @@ def accuracies(data: ReportData) -> Figure:
 
 def lambda_curve(data: ReportData) -> Figure:
     """Validation accuracy over λ, a line a source; the best point ringed, the level of λ = 0 dashed."""
-    figure, axes = _figure(7.2, 3.6)
+    figure, axes = _figure(NARROW, 2.9)
     span = max((p.lambda_ for p in data.search), default=1) - min((p.lambda_ for p in data.search), default=0)
     sources = list(dict.fromkeys(point.source for point in data.search))
+    best, ringed = (data.skill, data.lambda_best), []
     for i, source in enumerate(sources):
         points = sorted((p for p in data.search if p.source == source), key=lambda point: point.lambda_)
         aside = 0.008 * span * (i - (len(sources) - 1) / 2)  # so that intervals at one λ stand side by side
@@ -115,11 +118,10 @@ def lambda_curve(data: ReportData) -> Figure:
         colour, marker = LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
         axes.vlines(x, [100 * p.low for p in points], [100 * p.high for p in points], color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(x, y, color=colour, marker=marker, markersize=5, label=source)
-        for at, point in zip(x, points, strict=True):
-            if source == data.skill and point.lambda_ == data.lambda_best:
-                best = f"best: {source}, λ = {point.lambda_:g}"
-                ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
-                axes.plot(at, 100 * point.accuracy, marker="o", label=best, **ring)
+        ringed += [(at, 100 * p.accuracy) for at, p in zip(x, points, strict=True) if (source, p.lambda_) == best]
+    for at, level in ringed:
+        ring = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
+        axes.plot(at, level, marker="o", label=f"best: {data.skill}, λ = {data.lambda_best:g}", **ring)
     for point in data.search:
         if point.lambda_ == 0:
             axes.axhline(100 * point.accuracy, color=INK, linewidth=1, linestyle="--", label="target_sft (λ = 0)")
@@ -127,7 +129,7 @@ def lambda_curve(data: ReportData) -> Figure:
     axes.set_ylim(0, 104)
     axes.set_xlabel("λ")
     axes.set_ylabel("validation accuracy, %")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -156,7 +158,7 @@ def heat_maps(tables: dict[str, dict[str, dict[str, float | None]]]) -> Figure:
         axes.set_ylabel("layer")
         axes.set_title(textwrap.fill(title, 10 + 5 * columns), pad=8)
         axes.invert_yaxis()
-    bar = figure.colorbar(image, ax=figure.axes, shrink=0.9, aspect=12, pad=0.01)
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.9, aspect=3 + 1.5 * rows, pad=0.01)
     bar.ax.tick_params(color=MUTED, labelcolor=INK, labelsize=8)
     bar.outline.set_visible(False)
     bar.set_label("cosine")
