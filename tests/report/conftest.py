@@ -31,7 +31,7 @@ PASSED = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def report_data() -> Callable[..., ReportData]:
     """Makes the data of a run; any field can be replaced."""
 
@@ -70,6 +70,8 @@ def report_data() -> Callable[..., ReportData]:
 
 
 def _rows(rng: random.Random, lambda_best: float) -> list[Row]:
+    lambdas = {"past@1": 1.0, "past_1_round": 1.0}
+    lambdas |= dict.fromkeys(("past@best", "control_random", "control_sft_on_qa"), lambda_best)
     rows, reference = [], [i % 9 < 5 and i % 10 > 0 for i in range(216)]
     for name, accuracy in ACCURACIES.items():
         correct = reference if name == "target_sft" else [rng.random() < accuracy for _ in range(216)]
@@ -89,7 +91,7 @@ def _rows(rng: random.Random, lambda_best: float) -> list[Row]:
                 modes={"recall": recall, "direct": 1 - recall, "other": 0.0},
                 by_facts={1: _mean(correct, {0, 1, 2, 3, 4}), 2: _mean(correct, {5, 6, 7, 8})},
                 correct=correct,
-                lambda_={"past@1": 1.0, "past@best": lambda_best, "past_1_round": 1.0, "control_random": lambda_best, "control_sft_on_qa": lambda_best}.get(name),
+                lambda_=lambdas.get(name),
                 gain=None if name == "target_sft" else Difference(mean=mean, low=least, high=most),
             )
         )
@@ -124,7 +126,7 @@ def _curve(rng: random.Random, kind: str) -> list[dict[str, float]]:
         else:
             values = {"loss": 0.4 + 5 * math.exp(-step / 8) + rng.gauss(0, 0.02)}
         points.append({"step": float(step), "steps": 60.0, "seconds": step * 0.2} | values)
-    return points + [{"step": 60.0, "steps": 60.0, "seconds": 12.5}]  # a last point without loss, as trainers log
+    return [*points, {"step": 60.0, "steps": 60.0, "seconds": 12.5}]  # a last point without loss, as trainers log
 
 
 def _lineage(sources: tuple[str, ...]) -> list[LineageNode]:
@@ -159,7 +161,7 @@ def _lineage(sources: tuple[str, ...]) -> list[LineageNode]:
             kind=kind,
             inputs=inputs,
             fingerprint=None if kind in weightless else f"sha256:{random.Random(stage).randbytes(32).hex()}",
-            run_id=random.Random(stage).randbytes(16).hex(),
+            run_id=random.Random(f"run {stage}").randbytes(16).hex(),
             seconds={"pretrain": 78.2, "gate": 12.9, "rl": 47.3, "sft": 10.4}.get(kind, 1.3),
         )
         for stage, (kind, inputs) in made.items()

@@ -42,7 +42,11 @@ STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
 }
-REWARDS = {"reward": "reward", "rewards/recall/mean": "share that recalls first", "rewards/well_formed/mean": "share well formed"}
+REWARDS = {
+    "reward": "reward",
+    "rewards/recall/mean": "share that recalls first",
+    "rewards/well_formed/mean": "share well formed",
+}
 """What the panels of RL stages draw: key of a logged point → label."""
 NARROW = 4.5
 """Inches: the width of a figure that is read on a phone without scrolling."""
@@ -108,7 +112,7 @@ def accuracies(data: ReportData) -> Figure:
 def lambda_curve(data: ReportData) -> Figure:
     """Validation accuracy over λ, a line a source; the best point ringed, the level of λ = 0 dashed."""
     figure, axes = _figure(NARROW, 2.9)
-    span = max((p.lambda_ for p in data.search), default=1) - min((p.lambda_ for p in data.search), default=0)
+    span = max(p.lambda_ for p in data.search) - min(p.lambda_ for p in data.search)
     sources = list(dict.fromkeys(point.source for point in data.search))
     best, ringed = (data.skill, data.lambda_best), []
     for i, source in enumerate(sources):
@@ -136,12 +140,14 @@ def lambda_curve(data: ReportData) -> Figure:
 def heat_maps(tables: dict[str, dict[str, dict[str, float | None]]]) -> Figure:
     """Cosines by layer (rows) and module (columns), the tables side by side on one symmetric colour scale."""
     layers = {title: [layer for layer in table if layer != OUTSIDE_LAYERS] for title, table in tables.items()}
-    modules = {title: list(dict.fromkeys(m for layer in layers[title] for m in table[layer])) for title, table in tables.items()}
+    modules = {title: list(dict.fromkeys(m for at in layers[title] for m in table[at])) for title, table in tables.items()}
     rows, columns = max(map(len, layers.values())), max(map(len, modules.values()))
-    found = [abs(value) for table in tables.values() for layer in table.values() for value in layer.values() if value is not None]
-    limit = max(found, default=0) or 1.0
+    values = [value for table in tables.values() for layer in table.values() for value in layer.values()]
+    limit = max((abs(value) for value in values if value is not None), default=0) or 1.0
 
-    figure = Figure(figsize=(len(tables) * (0.35 * columns + 0.55) + 0.7, 0.22 * rows + 2.2), layout="constrained")
+    labels = 0.065 * max(len(label) for names in modules.values() for label in _short(names))
+    size = (len(tables) * (0.35 * columns + 0.55) + 0.7, 0.22 * rows + labels + 0.75)
+    figure = Figure(figsize=size, layout="constrained")
     for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
         _plain(axes)
         values = [[table[layer].get(module) for module in modules[title]] for layer in layers[title]]
