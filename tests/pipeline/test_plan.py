@@ -51,7 +51,7 @@ def test_the_same_settings_are_the_same_stages(two_rounds):
 @pytest.mark.parametrize(
     ("group", "change", "changed", "kept"),
     [
-        ("rl", {"steps": 9}, {"rl/planet/1", "extract/planet/1", "inject/planet/2", "search", "report"}, {"sft/planet/2", "sft/company"}),
+        ("rl", {"steps": 9}, {"rl/planet/1", "extract/planet/1", "search", "report"}, {"sft/planet/2", "sft/company"}),
         ("search", {"lambdas": [3.0]}, {"search", "evaluate", "report"}, {"rl/planet/2", "extract/planet/2"}),
         ("generation", {"max_new_tokens": 5}, {"gate", "search"}, {"pretrain"}),
         ("pretrain", {"steps": 7}, {"pretrain", "gate", "sft/company", "rl/planet/1"}, set()),

@@ -66,7 +66,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_terminal_shows_stages_results_and_no_chatter(finished):
-    directory, done = finished
+    _, done = finished
     for text in ("[ 1/", "pretrain", "GATE MISSED", "realised ratio 1.0000", "past@best", "report.html"):
         assert text in done.stdout
     for noise in ("Traceback", "WARNING", "Warning", "INFO", "Loading weights"):

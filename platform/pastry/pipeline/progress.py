@@ -11,6 +11,10 @@ from pastry.pipeline.stage import Stage
 
 PLAIN_SECONDS = 10
 """Without a terminal (a job's log) a line appears this often instead of a moving bar."""
+REPEATED = ("gate", "sft", "rl")
+"""Kinds of training that resemble each other in length: one stands in for another that has not been seen yet."""
+LIGHT_SECONDS = 5.0
+"""The guess for any other kind."""
 SHOWN = {"loss": "loss", "reward": "reward", "rewards/recall/mean": "recall", "accuracy": "accuracy", "kl": "kl"}
 
 
@@ -62,12 +66,12 @@ class RunProgress:
         self.bar.update(self.task, completed=step, total=steps, detail=detail)
         if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
             self.printed = time.monotonic()
-            self.console.print(f"    {detail}")
+            self.console.print(f"    {detail}", soft_wrap=True)
 
     def finish(self, stage: Stage, seconds: float, headline: str) -> None:
         """A stage is done."""
         self.bar.remove_task(self.task)
-        self.console.print(f"{self._label()}  {duration(seconds)}  {headline}")
+        self.console.print(f"{self._label()}  {duration(seconds)}  {headline}", soft_wrap=True)
         self.seconds[stage.name] = seconds
 
     def _label(self) -> str:
@@ -75,17 +79,17 @@ class RunProgress:
         return f"[{place:2}/{len(self.stages)}] {self.stage.name}"
 
     def _run_left(self, stage_left: float) -> str:
-        """The stages to come are guessed from finished ones of their kind, or from all."""
-        known = {stage.kind: [] for stage in self.stages}
+        """Stages to come are guessed from finished ones of their kind; a kind not seen yet from other training."""
+        known: dict[str, list[float]] = {}
         for stage in self.stages:
             if stage.name in self.seconds:
-                known[stage.kind].append(self.seconds[stage.name])
-        everything = [seconds for kind in known.values() for seconds in kind]
-        if not everything:
+                known.setdefault(stage.kind, []).append(self.seconds[stage.name])
+        training = [seconds for kind in REPEATED for seconds in known.get(kind, [])]
+        if not training:
             return "run: no estimate yet"
         left = stage_left
         for stage in self.stages:
             if stage.name not in self.seconds and stage is not self.stage:
-                measured = known[stage.kind] or everything
+                measured = known.get(stage.kind) or (training if stage.kind in REPEATED else [LIGHT_SECONDS])
                 left += sum(measured) / len(measured)
         return f"run: about {duration(left)} left"
