@@ -107,7 +107,7 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
     registered = add(
         "register",
         "register",
-        {"target": config.target, "kind": config.domain.kind},
+        {"subject": config.target, "kind": config.domain.kind},
         target=target,
         search=search,
         evaluate=evaluated,

@@ -25,11 +25,11 @@ def register(context: Context) -> dict[str, Any]:
     tracker = context.run.tracker
     tags = {
         "pastry.lambda": str(best["lambda"]),
-        "pastry.target": context.settings["target"],
+        "pastry.target": context.settings["subject"],
         "pastry.gain": f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]",
     }
     description = (
-        f"Skill learned by RL on '{best['source']}'. On '{context.settings['target']}' at λ = {best['lambda']:g}: accuracy "
+        f"Skill learned by RL on '{best['source']}'. On '{context.settings['subject']}' at λ = {best['lambda']:g}: accuracy "
         f"{rows['past@best'].accuracy:.3f} instead of {rows['target_sft'].accuracy:.3f} (n = {rows['past@best'].n}, "
         f"paired gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
     )
@@ -39,7 +39,7 @@ def register(context: Context) -> dict[str, Any]:
         "target": str(target),
         "skills": [{"name": manifest.name, "path": str(skill), "fingerprint": manifest.fingerprint, "lambda": best["lambda"]}],
     }
-    name = f"{context.settings['kind']}-{context.settings['target']}-with-{best['source']}"
+    name = f"{context.settings['kind']}-{context.settings['subject']}-with-{best['source']}"
     recipe_uri = register_recipe(
         tracker.client, tracker.uri, name, recipe, context.run.run_id, tags | {"pastry.skill": skill_uri}, ALIAS
     )
