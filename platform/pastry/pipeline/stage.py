@@ -29,7 +29,7 @@ KINDS = {
     "search": "pastry_tune.search:search",
     "evaluate": "pastry.pipeline.evaluation:evaluate",
     "register": "pastry.pipeline.registration:register",
-    "report": "pastry.report.stage:report",
+    "report": "pastry.pipeline.reporting:report",
 }
 MARKER = "stage.json"
 

@@ -17,10 +17,11 @@ class RecipeModel(PythonModel):
         self.engine = TransformersEngine(recipe["target"], skills)
         self.engine.attach({skill["name"]: skill["lambda"] for skill in recipe["skills"]})
 
-    def predict(self, context, model_input: list[str], params: dict | None = None) -> list[str]:
-        """Greedy continuations of prompts; `params`: max_new_tokens (default 64)."""
-        tokens = int((params or {}).get("max_new_tokens", 64))
-        return [completion.text for completion in self.engine.generate(list(model_input), max_new_tokens=tokens)]
+    def predict(self, context, model_input, params: dict) -> list[str]:
+        """Greedy continuations of prompts: MLflow hands them over as a data frame of one column."""
+        prompts = model_input.iloc[:, 0].tolist()
+        completions = self.engine.generate(prompts, max_new_tokens=int(params["max_new_tokens"]))
+        return [completion.text for completion in completions]
 
 
 mlflow.models.set_model(RecipeModel())

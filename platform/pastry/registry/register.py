@@ -8,10 +8,18 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from pastry.vectors.skill import Skill
 
 RECIPE_CODE = Path(__file__).with_name("recipe_model.py")
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string)]),
+    outputs=Schema([ColSpec(DataType.string)]),
+    params=ParamSchema([ParamSpec("max_new_tokens", DataType.long, 64)]),
+)
+"""Prompts in, completions out."""
 
 
 def register_skill(client: MlflowClient, skill: Path, run_id: str, tags: dict[str, str], alias: str, description: str) -> str:
@@ -66,6 +74,7 @@ def register_recipe(
             name="recipe",
             python_model=str(RECIPE_CODE),
             model_config=recipe,
+            signature=SIGNATURE,
             pip_requirements=["pastry"],
         )
     version = client.create_model_version(
