@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from pastry.evaluation.statistics import paired_difference, wilson
+from pastry.pipeline.reporting import COSINE_TITLES, MEANINGS
 from pastry.report.data import Difference, LambdaPoint, LineageNode, ReportData, Row
-from pastry.report.stage import COSINE_TITLES, MEANINGS
 
 ACCURACIES = {
     "base": 0.02,
