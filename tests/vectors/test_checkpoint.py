@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import SHAPES, edit_json, load, random_tensors, same_bits
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
+from tests.vectors.conftest import SHAPES, edit_json, load, random_tensors, same_bits
 
 INDEX = "model.safetensors.index.json"
 

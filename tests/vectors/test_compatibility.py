@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from conftest import TOKENIZER, edit_json, random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
+from tests.vectors.conftest import TOKENIZER, edit_json, random_tensors
 
 
 def without(name):

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from conftest import load, nearby, random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.extract import extract
 from pastry.vectors.fingerprint import checkpoint_fingerprint
 from pastry.vectors.skill import Skill
+from tests.vectors.conftest import load, nearby, random_tensors
 
 
 def test_vector_is_the_difference_and_the_manifest_describes_it(save, tmp_path):

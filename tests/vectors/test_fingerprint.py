@@ -1,7 +1,7 @@
 import torch
 
-from conftest import random_tensors
 from pastry.vectors.fingerprint import checkpoint_fingerprint, fingerprint, tensor_digest
+from tests.vectors.conftest import random_tensors
 
 
 def test_fingerprint_does_not_depend_on_sharding_or_order(save):

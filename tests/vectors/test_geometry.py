@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from conftest import random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.extract import extract
 from pastry.vectors.geometry import CheckpointUpdate, SkillUpdate, cosine, cosine_table, layer_and_module
+from tests.vectors.conftest import random_tensors
 
 
 def direct(a, b):

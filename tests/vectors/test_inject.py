@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
-from conftest import edit_json, load, nearby, random_tensors, same_bits
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.extract import extract
 from pastry.vectors.fingerprint import checkpoint_fingerprint
 from pastry.vectors.inject import InjectReport, inject
 from pastry.vectors.skill import Skill
+from tests.vectors.conftest import edit_json, load, nearby, random_tensors, same_bits
 
 WIDE = {"model.layers.0.mlp.up_proj.weight": (300, 700), "model.norm.weight": (300,)}
 

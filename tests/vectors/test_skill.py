@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 
-from conftest import edit_json, nearby, random_tensors
 from pastry.errors import PastryError
 from pastry.vectors.extract import extract
 from pastry.vectors.random_vector import random_like
 from pastry.vectors.skill import Skill
+from tests.vectors.conftest import edit_json, nearby, random_tensors
 
 
 @pytest.fixture
