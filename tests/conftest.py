@@ -59,14 +59,3 @@ def write_config(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture
-def local_ray():
-    import ray
-
-    from pastry.pipeline.workers import connect
-
-    connect()
-    yield
-    ray.shutdown()

@@ -38,7 +38,9 @@ def cluster():
     }
     dashboard = free_port()
     with tempfile.TemporaryDirectory(prefix="ray-") as session:
+        # Another Ray on this machine may have any of the default ports.
         ports = ["--port", free_port(), "--dashboard-port", dashboard, "--ray-client-server-port", free_port()]
+        ports += ["--dashboard-agent-listen-port", free_port(), "--dashboard-agent-grpc-port", free_port()]
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus", 4, "--temp-dir", session, *ports]
         command += ["--object-store-memory", 200_000_000, "--disable-usage-stats"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -23,14 +23,18 @@ def test_the_standard_library_wins_from_the_repository_root():
 
 
 @pytest.mark.slow
-def test_the_standard_library_wins_in_a_ray_worker_with_this_working_directory(local_ray):
-    @ray.remote(runtime_env={"working_dir": str(ROOT)})
+def test_the_standard_library_wins_in_a_ray_worker_with_this_working_directory():
+    @ray.remote
     def where():
         import os
         import platform
 
         return os.path.isdir("platform/pastry"), platform.__file__
 
-    in_working_directory, file = ray.get(where.remote())
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"working_dir": str(ROOT)})
+    try:
+        in_working_directory, file = ray.get(where.remote())
+    finally:
+        ray.shutdown()
     assert in_working_directory
     assert file.endswith("platform.py") and "working_dir" not in file
