@@ -31,7 +31,11 @@ def run(seed: int, storage: Path, overrides: list[str]) -> dict:
     command = [sys.executable, "-m", "pastry.cli", "run", "jobs/quickstart.yaml"]
     command += [f"seed={seed}", f"name=seed-{seed}", f"storage={storage}", *overrides]
     subprocess.run(command, cwd=ROOT, check=True)
-    return json.loads((storage / f"seed-{seed}" / "result.json").read_text())
+    result = json.loads((storage / f"seed-{seed}" / "result.json").read_text())
+    del result["registered"]  # where this machine keeps its models
+    for row in result["rows"]:
+        del row["correct"]  # a line for each question
+    return result
 
 
 def table(results: dict[int, dict]) -> str:
