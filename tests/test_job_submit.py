@@ -76,11 +76,14 @@ def submit(cluster, *entrypoint, **changes):
 
 def test_the_quickstarts_job_runs_as_a_ray_job(cluster, tmp_path):
     config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(tiny_settings(tmp_path / "runs")))
+    config.write_text(yaml.safe_dump(tiny_settings(tmp_path / "runs") | {"sources": ["planet", "ship"]}))
     done = submit(cluster, "python", "jobs/past.py", "--config", str(config))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "past@best" in done.stdout and "succeeded" in done.stdout
     result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text())
+    assert {(point["source"], point["lambda_"]) for point in result["search"]} == {
+        (source, lam) for source in ("planet", "ship") for lam in (0.0, 0.5, 1.0)
+    }
     assert {"target_sft", "past@best", "control_random"} <= {row["name"] for row in result["rows"]}
 
     refused = submit(cluster, "python", "jobs/past.py", "--config", "jobs/absent.yaml")

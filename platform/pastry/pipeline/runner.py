@@ -76,8 +76,12 @@ class Run:
             with RunProgress(stages, already) as progress:
                 if already:
                     progress.console.print(f"{len(already)} of {len(stages)} stages are done already")
-                for stage in missing:
-                    self._execute(stage, tracker, progress)
+                try:
+                    for stage in missing:
+                        self._execute(stage, tracker, progress)
+                except BaseException:
+                    tracker.client.set_terminated(tracker.run_id, "FAILED")
+                    raise
             tracker.finish({f"seconds/{name}": seconds for name, seconds in progress.seconds.items()}, publish(self, stages))
         return True
 

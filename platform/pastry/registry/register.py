@@ -11,7 +11,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from pastry.vectors.skill import Skill
+from pastry.registry.resolve import LOCATION
+from pastry.vectors.skill import MANIFEST_FILE, Skill
 
 RECIPE_CODE = Path(__file__).with_name("recipe_model.py")
 SIGNATURE = ModelSignature(
@@ -23,9 +24,10 @@ SIGNATURE = ModelSignature(
 
 
 def register_skill(client: MlflowClient, skill: Path, run_id: str, tags: dict[str, str], alias: str, description: str) -> str:
-    """A version of the registered model named as the skill, its source the vector's directory. Gives `models:/name/N`.
+    """A version of the registered model named as the skill. Gives `models:/name/N`.
 
-    Registering the same vector again gives the version it has.
+    MLflow gets the manifest and, as a tag, the directory's URI: tracking servers refuse a local path as a version's
+    source, and gigabytes would take long through their upload. Registering the same vector again gives the version it has.
     """
     manifest = Skill(skill).manifest
     _ensure(client, manifest.name, "pastry.type", "skill")
@@ -38,6 +40,7 @@ def register_skill(client: MlflowClient, skill: Path, run_id: str, tags: dict[st
         version = found[0].version
     else:
         facts = {
+            LOCATION: skill.absolute().as_uri(),
             "pastry.fingerprint": manifest.fingerprint,
             "pastry.end": str(manifest.end),
             "pastry.start": str(manifest.start),
@@ -46,10 +49,11 @@ def register_skill(client: MlflowClient, skill: Path, run_id: str, tags: dict[st
             "pastry.data_digest": str(manifest.data_digest),
             "pastry.training_run": str(manifest.training_run),
         }
-        created = client.create_model_version(
-            manifest.name, skill.absolute().as_uri(), run_id=run_id, tags=facts | tags, description=description
-        )
-        version = created.version
+        client.log_artifact(run_id, str(skill / MANIFEST_FILE), "skill")
+        source = f"{client.get_run(run_id).info.artifact_uri}/skill"
+        version = client.create_model_version(
+            manifest.name, source, run_id=run_id, tags=facts | tags, description=description
+        ).version
     client.set_registered_model_alias(manifest.name, alias, version)
     return f"models:/{manifest.name}/{version}"
 

@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlparse
 from pastry.errors import PastryError
 
 REGISTERED = "models:/"
+LOCATION = "pastry.uri"
+"""Tag of a registered version: where its weights are."""
 
 
 def local_path(text: str, tracking_uri: str | None = None) -> Path:
@@ -48,9 +50,10 @@ def _registered(text: str, uri: str) -> Path:
             version = client.get_model_version(name, number)
     except MlflowException as error:
         raise PastryError(f"{text}: not in the registry at {uri}: {error.message}") from None
-    source = urlparse(version.source)
+    location = version.tags.get(LOCATION, version.source)
+    source = urlparse(location)
     if source.scheme not in ("", "file"):
-        raise PastryError(f"{text}: lies at {version.source}; only artifacts on a mounted file system can be read")
+        raise PastryError(f"{text}: lies at {location}; only artifacts on a mounted file system can be read")
     path = Path(unquote(source.path))
     if not path.is_dir():
         raise PastryError(f"{text}: registered at {path}, where no directory is any more")
