@@ -66,11 +66,6 @@ class TransformersEngine:
                 self._target[tensor] = self._weights[tensor].detach().clone()
         self._vectors[name] = vector
 
-    @property
-    def skills(self) -> list[str]:
-        """Names of the skills held ready."""
-        return list(self._vectors)
-
     @torch.no_grad()
     def attach(self, lambdas: Mapping[str, float]) -> None:
         """Set every skill's λ; a skill not named gets 0. One pass over the weights in memory."""
