@@ -265,7 +265,6 @@ def show_result(directory: Path, as_json: bool) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, no traceback."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlflow
+import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from pastry.engine.transformers_engine import TransformersEngine
@@ -17,7 +18,7 @@ class RecipeModel(PythonModel):
         self.engine = TransformersEngine(recipe["target"], skills)
         self.engine.attach({skill["name"]: skill["lambda"] for skill in recipe["skills"]})
 
-    def predict(self, context, model_input, params: dict) -> list[str]:
+    def predict(self, context, model_input: pd.DataFrame, params: dict) -> list[str]:
         """Greedy continuations of prompts: MLflow hands them over as a data frame of one column."""
         prompts = model_input.iloc[:, 0].tolist()
         completions = self.engine.generate(prompts, max_new_tokens=int(params["max_new_tokens"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -73,7 +74,9 @@ def register_recipe(
             return f"models:/{name}/{version.version}"
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        # MLflow asks for type hints and an input example, to derive the signature that it is given here.
+        warnings.simplefilter("ignore", UserWarning)
         logged = mlflow.pyfunc.log_model(
             name="recipe",
             python_model=str(RECIPE_CODE),
