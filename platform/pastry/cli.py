@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import sys
 import warnings
@@ -17,15 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pastry.errors import PastryError
+from pastry.vector_cli import AsJson, say, vector
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-vector = typer.Typer(no_args_is_help=True, help="Skill vectors: cut one out, look at it, inject it.")
 app.add_typer(vector, name="vector")
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML settings of a run, for example jobs/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.subkey=value.", metavar="[KEY=VALUE]...")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be done, spend nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @app.callback()
@@ -73,108 +70,6 @@ def serve(
     run_server(load_serve_config(config), blocking=True)
 
 
-@vector.command()
-def extract(
-    end: Annotated[str, typer.Option(help="The checkpoint RL ended with: directory or models:/ URI.")],
-    start: Annotated[str, typer.Option(help="The weights RL started from.")],
-    out: Annotated[Path, typer.Option(help="New directory of the skill vector.")],
-    name: Annotated[str, typer.Option(help="The skill's name in recipes.")] = "skill",
-    base: Annotated[str | None, typer.Option(help="The base, for the cosine to the SFT update.")] = None,
-    dtype: Annotated[str, typer.Option(help="Stored as float32, bfloat16 or float16; computed in float32.")] = "float32",
-    as_json: AsJson = False,
-) -> None:
-    """v = end − start, in float32."""
-    from pastry.registry.resolve import local_path
-    from pastry.vectors import extract as extracting
-
-    base_path = local_path(base) if base else None
-    manifest = extracting.extract(local_path(end), local_path(start), out, name=name, base=base_path, dtype=dtype)
-    _say(
-        as_json,
-        manifest.model_dump(exclude={"tensors"}),
-        f"{out}: skill vector '{name}', norm {manifest.norm:.4g}, {len(manifest.tensors)} tensors"
-        + (f", cosine to the SFT update {manifest.cosine_to_sft:+.4f}" if manifest.cosine_to_sft is not None else "")
-        + f"\nnext: pastry vector inject --target MODEL --skill {out}:1.0 --out DIR",
-    )
-
-
-@vector.command()
-def inject(
-    target: Annotated[str, typer.Option(help="The model that has read the documents: directory or models:/ URI.")],
-    skill: Annotated[list[str], typer.Option(help="DIR, DIR:λ or models:/name@alias:λ; may be given several times. λ: 1.")],
-    out: Annotated[Path, typer.Option(help="New directory of the injected checkpoint.")],
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the target's.")] = None,
-    rounding: Annotated[
-        str, typer.Option(help="nearest, stochastic, or auto: stochastic where nearest loses over 1 %.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Of stochastic rounding.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """θ_target + Σ λ·v, written as an ordinary Hugging Face checkpoint."""
-    from pastry.registry.resolve import local_path
-    from pastry.vectors import inject as injecting
-
-    terms = [_skill_term(text) for text in skill]
-    skills = [(local_path(path), lam) for path, lam in terms]
-    result = injecting.inject(local_path(target), skills, out, dtype=dtype, rounding=rounding, seed=seed)
-    ratio = "nothing injected (λ·v is zero)" if result.realised_ratio is None else f"realised ratio {result.realised_ratio:.4f}"
-    _say(
-        as_json,
-        result.model_dump(),
-        f"{out}: {result.dtype}, rounding {result.rounding}, {ratio}; per tensor in {out}/inject.json",
-    )
-
-
-@vector.command()
-def inspect(
-    skill: Annotated[str, typer.Argument(help="Skill vector: directory or models:/ URI.")], as_json: AsJson = False
-) -> None:
-    """What a skill vector is: origin, size, norm per tensor."""
-    from pastry.registry.resolve import local_path
-    from pastry.vectors.skill import Skill
-
-    manifest = Skill(local_path(skill)).manifest
-    if as_json:
-        _say(True, manifest.model_dump(), "")
-        return
-    table = Table("tensor", "shape", "norm", "cosine to SFT", box=box.SIMPLE)
-    for name, tensor in manifest.tensors.items():
-        cosine = "" if tensor.cosine_to_sft is None else f"{tensor.cosine_to_sft:+.4f}"
-        table.add_row(name, "×".join(map(str, tensor.shape)), f"{tensor.norm:.4g}", cosine)
-    console = Console()
-    console.print(table)
-    for key, value in manifest.model_dump(exclude={"tensors", "architecture"}).items():
-        console.print(f"{key}: {value}", highlight=False)
-
-
-@vector.command()
-def verify(skill: Annotated[str, typer.Argument(help="Skill vector: directory or models:/ URI.")]) -> None:
-    """Recompute every digest."""
-    from pastry.registry.resolve import local_path
-    from pastry.vectors.skill import Skill
-
-    opened = Skill(local_path(skill))
-    opened.verify()
-    typer.echo(f"{skill}: {len(opened.tensors)} tensors as recorded")
-
-
-def _skill_term(text: str) -> tuple[str, float]:
-    path, colon, lam = text.rpartition(":")
-    if not colon or path == "models":
-        return text, 1.0
-    try:
-        value = float(lam)
-    except ValueError:
-        raise PastryError(f"--skill {text}: λ must be a number, found '{lam}'; write DIR:0.8") from None
-    if not math.isfinite(value):
-        raise PastryError(f"--skill {text}: λ must be a finite number, found '{lam}'")
-    return path, value
-
-
-def _say(as_json: bool, document: dict, text: str) -> None:
-    typer.echo(json.dumps(document, indent=1, default=str) if as_json else text)
-
-
 def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: bool, as_json: bool) -> None:
     """Run a config's stages (those of a kind with their inputs, or all) and show where that led."""
     from pastry.config import load_config
@@ -194,7 +89,7 @@ def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: 
     if kind in (None, "report"):
         show_result(wanted.directory, as_json)
     elif as_json:
-        _say(True, {stage.name: wanted.marker(stage.name) for stage in wanted.wanted(kind) if stage.kind == kind}, "")
+        say(True, {stage.name: wanted.marker(stage.name) for stage in wanted.wanted(kind) if stage.kind == kind}, "")
     else:
         for stage in wanted.wanted(kind):
             if stage.kind == kind:
@@ -211,7 +106,7 @@ def show_plan(wanted, kind: str | None, as_json: bool) -> None:
         for s in stages
     ]
     if as_json:
-        _say(True, {"directory": str(wanted.directory), "workers": wanted.workers, "stages": rows}, "")
+        say(True, {"directory": str(wanted.directory), "workers": wanted.workers, "stages": rows}, "")
         return
     table = Table("stage", "from", "does", "done", box=box.SIMPLE)
     for row in rows:
@@ -234,7 +129,7 @@ def show_result(directory: Path, as_json: bool) -> None:
         raise PastryError(f"{directory}: no result.json: this run has not been finished; pastry run CONFIG goes on with it")
     result = read_json(directory / "result.json")
     if as_json:
-        _say(True, result, "")
+        say(True, result, "")
         return
     title = f"{', '.join(result['sources'])} → {result['target']}, λ = {result['lambda_best']:g} chosen on validation"
     table = Table(

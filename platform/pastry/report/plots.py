@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 
 from pastry.report.data import ReportData
-from pastry.vectors.geometry import OUTSIDE_LAYERS
+from pastry.vectors.modules import OUTSIDE_LAYERS
 
 PALETTE = {
     "ink": "#1f2328",

@@ -1,34 +1,22 @@
-"""Open a Hugging Face checkpoint directory lazily: headers first, tensors one at a time."""
+"""Open a Hugging Face checkpoint directory lazily: headers first, tensors block by block."""
 
-import math
-from dataclasses import dataclass
+from __future__ import annotations
+
+import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+import numpy as np
 
 from pastry.errors import PastryError
 from pastry.vectors.architecture import Architecture, read_architecture
 from pastry.vectors.files import read_json
+from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, widen
+from pastry.vectors.safetensors_format import TensorInfo, read_header
 
-# Only the dtypes that Pastry computes with get torch's name; the others keep safetensors' code and are refused by it.
-DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor as its file's header describes it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
+if TYPE_CHECKING:
+    import torch  # starting without it saves a second and 250 MB
 
 
 class TensorDirectory:
@@ -48,20 +36,66 @@ class TensorDirectory:
         weight_map = self._read_index()
         files = sorted(set(weight_map.values())) if weight_map is not None else self._list_files()
         self.tensors: dict[str, TensorInfo] = {}
+        self._streams: dict[Path, IO[bytes]] = {}
         for file in files:
-            self._read_header(self.path / file)
+            for name, info in read_header(self.path / file).items():
+                if name in self.tensors:
+                    other = self.tensors[name].file.name
+                    raise PastryError(f"{info.file}: tensor {name} is also in {other}; remove the stale file")
+                self.tensors[name] = info
         if weight_map is not None:
             self._check_index(weight_map)
 
+    def read_block(self, name: str, start: int, stop: int, buffer: np.ndarray | None = None) -> np.ndarray:
+        """Elements `start` to `stop` of a floating-point tensor, as stored (FLOAT_DTYPES), in `buffer` if one is given.
+
+        Several threads may read at once. Raises KeyError for an unknown name, PastryError for an unreadable file.
+        """
+        info = self.tensors[name]
+        if info.dtype not in FLOAT_DTYPES:
+            raise PastryError(f"{info.file}: tensor {name} has dtype {info.dtype}, wanted one of {', '.join(FLOAT_DTYPES)}")
+        dtype = FLOAT_DTYPES[info.dtype]
+        block = np.empty(stop - start, dtype) if buffer is None else buffer
+        self._read_bytes(info, start * dtype.itemsize, memoryview(block).cast("B"))
+        return block
+
+    def widened_block(self, name: str, start: int, stop: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+        """Elements `start` to `stop` in float32 and as stored, in memory of `scratch`. NaN or Inf is a PastryError."""
+        info = self.tensors[name]
+        stored = scratch((self, "stored"), FLOAT_DTYPES[info.dtype], stop - start)
+        self.read_block(name, start, stop, stored)
+        values = scratch((self, "values"), np.float32, stop - start)
+        return widen(stored, values, f"{self.path}: tensor {name}", info.shape, start), stored
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name` in its stored dtype and shape, on the CPU. Raises KeyError for an unknown name."""
-        file = self.tensors[name].file
+        import torch
+
+        info = self.tensors[name]
+        tensor = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
+        if info.elements:
+            self._read_bytes(info, 0, memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        return tensor
+
+    def stamp(self) -> dict[str, list[int]]:
+        """Each file's size and time of change: what tells, without reading it all, that a directory is the same as before."""
+        states = {file.name: file.stat() for file in sorted(self.path.iterdir()) if file.is_file()}
+        return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
+
+    def _read_bytes(self, info: TensorInfo, offset: int, into: memoryview) -> None:
         try:
-            # Opened anew each time: an open file's touched pages would count as our memory until it is closed.
-            with safe_open(file, framework="pt") as handle:
-                return handle.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise PastryError(f"{file}: tensor {name} cannot be read ({error})") from error
+            stream = self._streams.get(info.file)
+            if stream is None:
+                # setdefault: of two threads that open at once, both go on with the same stream.
+                stream = self._streams.setdefault(info.file, open(info.file, "rb", buffering=0))  # noqa: SIM115
+            position = info.offset + offset
+            while into:
+                read = os.preadv(stream.fileno(), [into], position)
+                if not read:
+                    raise PastryError(f"{info.file}: tensor {info.name} ends too early; the file was changed while it was read")
+                into, position = into[read:], position + read
+        except OSError as error:
+            raise PastryError(f"{info.file}: tensor {info.name} cannot be read ({error.strerror})") from error
 
     def _read_index(self) -> dict[str, str] | None:
         indexes = sorted(self.path.glob("*.safetensors.index.json"))
@@ -98,18 +132,6 @@ class TensorDirectory:
                 advice = "; pickle files are never read, save the model again as safetensors"
             raise PastryError(f"{self.path}: wanted *.safetensors, found {', '.join(found[:8]) or 'nothing'}{advice}")
         return files
-
-    def _read_header(self, file: Path) -> None:
-        try:
-            with safe_open(file, framework="pt") as handle:
-                entries = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-                headers = {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries.items()}
-        except (SafetensorError, OSError) as error:
-            raise PastryError(f"{file}: not a valid safetensors file ({error}); copy or download it again") from error
-        for name, (dtype, shape) in headers.items():
-            if name in self.tensors:
-                raise PastryError(f"{file}: tensor {name} is also in {self.tensors[name].file.name}; remove the stale file")
-            self.tensors[name] = TensorInfo(name, DTYPE_NAMES.get(dtype, dtype), shape, file)
 
     def _check_index(self, weight_map: dict[str, str]) -> None:
         for name, file in weight_map.items():

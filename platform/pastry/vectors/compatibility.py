@@ -5,8 +5,8 @@ from typing import Protocol
 
 from pastry.errors import PastryError
 from pastry.vectors.architecture import Architecture
-from pastry.vectors.checkpoint import TensorInfo
 from pastry.vectors.rounding import FLOAT_DTYPES
+from pastry.vectors.safetensors_format import TensorInfo
 
 # Each fact with its way out, in the order in which a difference explains the ones after it.
 _FACTS = {

@@ -1,88 +1,139 @@
-"""Cut a skill out of a model: v = end − start, in float32, tensor by tensor.
+"""Cut a skill out of a model: v = end − start, in float32, block by block.
 
 PAPERS: PaST, Parametric Skill Transfer, arXiv 2601.11258.
 """
 
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
+from pastry.vectors import kernels
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
-from pastry.vectors.files import atomic_directory, parse_model, write_json
-from pastry.vectors.fingerprint import fingerprint, tensor_digest
-from pastry.vectors.rounding import add, float_dtype, round_nearest, to_float32
-from pastry.vectors.shards import write_shards
+from pastry.vectors.files import parse_model, write_json
+from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
+from pastry.vectors.rounding import FLOAT_DTYPES, OVERFLOW, Scratch, check_float_dtype, round_to, widen
+from pastry.vectors.safetensors_format import TensorSpec
+from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards, sharded_output
 from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillFacts, SkillManifest, SkillTensor, summarise
-from pastry.vectors.sums import cosine_from_dots, dot
+
+
+class ExtractWork:
+    """end − start of each block, with what the manifest says about it."""
+
+    def __init__(self, end: Path, start: Path, base: Path | None):
+        self.inputs = {"end": Checkpoint(end), "start": Checkpoint(start)}
+        if base is not None:
+            self.inputs["base"] = Checkpoint(base)
+
+    def block(self, spec: TensorSpec, start: int, stop: int, scratch: Scratch) -> tuple[np.ndarray, dict[str, Any]]:
+        n = stop - start
+        read = {role: side.widened_block(spec.name, start, stop, scratch) for role, side in self.inputs.items()}
+        facts: dict[str, Any] = {"digests": {role: block_digest(stored) for role, (_, stored) in read.items()}}
+        theta_end, end_stored = read["end"]
+        theta_start = read["start"][0]
+
+        stored = round_to(
+            np.subtract(theta_end, theta_start, out=scratch("difference", np.float32, n)),
+            scratch("stored", FLOAT_DTYPES[spec.dtype], n),
+            start,
+        )
+        where = f"the difference in tensor {spec.name}"
+        v = widen(stored, scratch("v", np.float32, n), where, spec.shape, start, OVERFLOW)
+        facts["digests"]["v"] = block_digest(stored)
+        facts["zeros"] = n - int(np.count_nonzero(v))
+
+        # θ − (0 − v) is θ + v, but leaves a −0.0 of θ as it is where v is zero: −0.0 + 0.0 would be 0.0.
+        restored = np.subtract(np.float32(0), v, out=scratch("restored", np.float32, n))
+        np.subtract(theta_start, restored, out=restored)
+        again = round_to(restored, scratch("again", end_stored.dtype, n), start)
+        bits = np.dtype(f"u{end_stored.itemsize}")
+        facts["not_restored"] = int(np.count_nonzero(again.view(bits) != end_stored.view(bits)))
+
+        sft = v
+        if "base" in read:
+            sft = np.subtract(theta_start, read["base"][0], out=scratch("sft", np.float32, n))
+        facts["dots"] = kernels.dots(v, sft)
+        return stored, facts
+
+    def record(self, spec: TensorSpec, facts: list[dict[str, Any]]) -> dict[str, Any]:
+        v_sft, v_v, sft_sft = (math.fsum(block["dots"][i] for block in facts) for i in range(3))
+        has_base = "base" in self.inputs
+        tensor = SkillTensor(
+            digest=tensor_digest(spec, (block["digests"]["v"] for block in facts)),
+            shape=spec.shape,
+            dtype=spec.dtype,
+            norm=math.sqrt(v_v),
+            zeros=sum(block["zeros"] for block in facts),
+            cosine_to_sft=kernels.cosine_from_dots(v_sft, v_v, sft_sft) if has_base else None,
+            not_restored=sum(block["not_restored"] for block in facts),
+        )
+        digests = {
+            role: tensor_digest(side.tensors[spec.name], (block["digests"][role] for block in facts))
+            for role, side in self.inputs.items()
+        }
+        dots = {"v_sft": v_sft, "v_v": v_v, "sft_sft": sft_sft if has_base else 0.0}
+        return {"tensor": tensor.model_dump(mode="json"), "digests": digests, "dots": dots}
 
 
 def extract(
-    end: Path, start: Path, out: Path, *, name: str, base: Path | None = None, dtype: str = "float32", **facts: object
+    end: Path,
+    start: Path,
+    out: Path,
+    *,
+    name: str,
+    base: Path | None = None,
+    dtype: str = "float32",
+    spread: Spread | None = None,
+    progress: Progress | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    **facts: object,
 ) -> SkillManifest:
     """Write the skill vector `name` = end − start to the new directory `out` and return its manifest.
 
     `end` and `start` are checkpoint directories (float32, bfloat16 or float16; the difference is taken in float32),
     `dtype` is what the vector is stored in. With `base`, the manifest holds the cosines to the SFT update start − base.
-    `facts` are the fields of SkillFacts. Memory: one shard and a few tensors.
+    `facts` are the fields of SkillFacts. Memory: some blocks a thread, whatever the model's size.
     Raises PastryError for incompatible or unreadable checkpoints, NaN or Inf, an existing `out`, an unknown fact.
     """
-    stored_dtype = float_dtype(dtype)
+    check_float_dtype(dtype)
     known = parse_model(SkillFacts, {"name": name, **facts}, "skill vector")
     end_weights, start_weights = Checkpoint(end), Checkpoint(start)
-    base_weights = Checkpoint(base) if base is not None else None
     check_same_architecture(end_weights, start_weights)
-    if base_weights is not None:
+    inputs = [end_weights, start_weights]
+    if base is not None:
+        inputs.append(Checkpoint(base))
         # SFT often gives a base model its first chat template; the base's numbers are the only thing used here.
-        check_same_architecture(start_weights, base_weights, chat_template=False)
+        check_same_architecture(start_weights, inputs[-1], chat_template=False)
 
-    digests: dict[str, dict[str, str]] = {"end": {}, "start": {}, "base": {}}
-    tensors: dict[str, SkillTensor] = {}
-    totals = {"v·sft": 0.0, "v·v": 0.0, "sft·sft": 0.0}
-
-    def read(role: str, weights: Checkpoint, tensor: str) -> torch.Tensor:
-        raw = weights.read(tensor)
-        digests[role][tensor] = tensor_digest(raw)
-        return to_float32(raw, f"{weights.path}: tensor {tensor}")
-
-    def subtract(tensor: str) -> torch.Tensor:
-        theta_end, theta_start = read("end", end_weights, tensor), read("start", start_weights, tensor)
-        v = round_nearest(theta_end - theta_start, stored_dtype, f"the difference in tensor {tensor}")
-        restored = add(theta_start, v.float()).to(float_dtype(end_weights.tensors[tensor].dtype))
-        vv, cosine = dot(v, v), None
-        if base_weights is not None:
-            sft = theta_start - read("base", base_weights, tensor)
-            dots = {"v·sft": dot(v, sft), "v·v": vv, "sft·sft": dot(sft, sft)}
-            cosine = cosine_from_dots(*dots.values())
-            for key, value in dots.items():
-                totals[key] += value
-        tensors[tensor] = SkillTensor(
-            digest=tensor_digest(v),
-            shape=tuple(v.shape),
-            dtype=dtype,
-            norm=math.sqrt(vv),
-            cosine_to_sft=cosine,
-            # Compared as bits, so that 0.0 and −0.0 differ.
-            not_restored=int((restored.float().view(torch.int32) != theta_end.view(torch.int32)).sum()),
-        )
-        return v
-
-    with atomic_directory(out) as tmp:
-        sizes = {tensor: info.elements * stored_dtype.itemsize for tensor, info in end_weights.tensors.items()}
-        write_shards(tmp, TENSOR_STEM, sizes, subtract)
+    shards = plan_shards(
+        TENSOR_STEM, (TensorSpec(t.name, dtype, t.shape) for t in end_weights.tensors.values()), max_shard_bytes
+    )
+    identity = {
+        "does": "extract",
+        "inputs": [[str(side.path.absolute()), side.stamp()] for side in inputs],
+        "shards": [[shard.file, dtype, len(shard.tensors)] for shard in shards],
+    }
+    open_work = partial(ExtractWork, end, start, base)
+    with sharded_output(out, shards, open_work, identity, spread=spread, progress=progress) as (directory, records):
+        parents = {
+            role: fingerprint({tensor: record["digests"][role] for tensor, record in records.items()})
+            for role in ("end", "start", "base")[: len(inputs)]
+        }
+        dots = [math.fsum(record["dots"][key] for record in records.values()) for key in ("v_sft", "v_v", "sft_sft")]
         sources = [*end_weights.tensors.values(), *start_weights.tensors.values()]
         manifest = SkillManifest(
             **known.model_dump(),
-            **summarise(tensors),
+            **parents,
+            **summarise({tensor: SkillTensor(**record["tensor"]) for tensor, record in records.items()}),
             method="difference",
-            end=fingerprint(digests["end"]),
-            start=fingerprint(digests["start"]),
-            base=fingerprint(digests["base"]) if base_weights is not None else None,
             stored_dtype=dtype,
             source_dtypes=sorted({info.dtype for info in sources}),
             architecture=end_weights.architecture,
-            cosine_to_sft=cosine_from_dots(*totals.values()),
+            cosine_to_sft=kernels.cosine_from_dots(*dots),
         )
-        write_json(tmp / MANIFEST_FILE, manifest.model_dump(mode="json"))
+        write_json(directory / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest

@@ -1,6 +1,7 @@
 """Outputs that appear whole or not at all, and JSON documents with clear errors."""
 
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -33,8 +34,8 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         yield tmp
         for folder, _, files in os.walk(tmp):
             for file in files:
-                _fsync(Path(folder, file))
-            _fsync(Path(folder))
+                fsync(Path(folder, file))
+            fsync(Path(folder))
         try:
             os.rename(tmp, out)
         except OSError as error:
@@ -42,10 +43,56 @@ def atomic_directory(out: Path) -> Iterator[Path]:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 refuse_existing(out)
             raise
-        _fsync(out.parent)
+        fsync(out.parent)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
+
+
+@contextmanager
+def resumable_directory(out: Path, identity: dict[str, Any]) -> Iterator[tuple[Path, Path]]:
+    """Give (data, notes) to write into; on success `data` is fsynced and becomes `out`, and `notes` goes.
+
+    Both lie in a hidden sibling of `out`, which an exception removes and a killed process (or Ctrl-C) leaves: the next
+    call with the same `identity` finds in it what was there, one with another identity begins anew.
+    Raises PastryError if `out` exists and is not an empty directory, or if another process is writing it.
+    """
+    out = Path(os.path.abspath(out))
+    refuse_existing(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.parent / f".{out.name}.partial"
+    staging.mkdir(exist_ok=True)
+    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        _lock(descriptor, out)
+        data, notes, said = staging / "data", staging / "notes", staging / "identity.json"
+        # Round trip, so that what JSON does not distinguish (tuples, lists) compares equal.
+        if not said.exists() or read_json(said) != json.loads(json.dumps(identity)):
+            for leftover in (data, notes):
+                shutil.rmtree(leftover, ignore_errors=True)
+            write_json(said, identity)
+        data.mkdir(exist_ok=True)
+        notes.mkdir(exist_ok=True)
+        try:
+            yield data, notes
+            for path in [*data.rglob("*"), data]:
+                fsync(path)
+            refuse_existing(out)
+            os.rename(data, out)
+            fsync(out.parent)
+            shutil.rmtree(staging)
+        except Exception:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PastryError(f"{out} is being written by another process; wait for it or choose another --out") from None
 
 
 def refuse_existing(out: Path) -> None:
@@ -78,11 +125,11 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         tmp.write_text(text, encoding="utf-8")
-        _fsync(tmp)
+        fsync(tmp)
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def parse_model(model: type[Model], document: dict[str, Any], where: str) -> Model:
@@ -94,7 +141,8 @@ def parse_model(model: type[Model], document: dict[str, Any], where: str) -> Mod
         raise PastryError(f"{where}: " + "; ".join(faults)) from error
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file or directory is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,30 +1,64 @@
-"""Digests of tensors, and of whole checkpoints independent of sharding and file order."""
+"""Digests of tensors, and of whole checkpoints independent of sharding and file order.
 
-import hashlib
+BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) over blocks, then over the blocks' digests: a tensor can be digested
+by several threads in any order, while it is being read or written for another purpose.
+"""
+
+from __future__ import annotations
+
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from blake3 import blake3
 
 from pastry.vectors.checkpoint import TensorDirectory
+from pastry.vectors.rounding import BLOCK, block_ranges
+from pastry.vectors.safetensors_format import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+PREFIX = "blake3:"
 
 
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """ "sha256:…" over dtype, shape and the raw little-endian bytes of a CPU tensor of any dtype and shape."""
-    header = json.dumps([str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
-    digest = hashlib.sha256(header.encode())
-    # Flattened first: a tensor without dimensions cannot be viewed as bytes.
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return "sha256:" + digest.hexdigest()
+def block_digest(stored: np.ndarray) -> bytes:
+    """32 bytes over a block's raw little-endian bytes."""
+    return blake3(stored.view(np.uint8)).digest()
+
+
+def tensor_blocks(tensor: torch.Tensor) -> Iterator[bytes]:
+    """The digests of the blocks of a tensor in memory."""
+    import torch
+
+    stored = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    step = BLOCK * tensor.itemsize
+    return (block_digest(stored[start : start + step]) for start in range(0, stored.size, step))
+
+
+def tensor_digest(spec: TensorSpec, blocks: Iterable[bytes]) -> str:
+    """ "blake3:…" over dtype, shape and the digests of the tensor's blocks in order."""
+    digest = blake3(json.dumps([spec.dtype, list(spec.shape)]).encode())
+    for block in blocks:
+        digest.update(block)
+    return PREFIX + digest.hexdigest()
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:
-    """ "sha256:…" over tensor names and their digests, whatever their order."""
-    return "sha256:" + hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+    """ "blake3:…" over tensor names and their digests, whatever their order."""
+    return PREFIX + blake3(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def directory_digests(directory: TensorDirectory) -> dict[str, str]:
+    """The digest of every tensor, read block by block."""
+    return {
+        name: tensor_digest(info, (block_digest(directory.read_block(name, *block)) for block in block_ranges(info.elements)))
+        for name, info in sorted(directory.tensors.items())
+    }
 
 
 def checkpoint_fingerprint(path: Path) -> str:
     """Fingerprint of all tensors in the directory `path`; raises PastryError if it cannot be opened."""
-    directory = TensorDirectory(path)
-    return fingerprint({name: tensor_digest(directory.read(name)) for name in directory.tensors})
+    return fingerprint(directory_digests(TensorDirectory(path)))

@@ -1,28 +1,26 @@
 """How two updates of one architecture lie to each other: cosines, whole and per layer and module."""
 
-import re
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import torch
+import numpy as np
 
+from pastry.vectors import kernels
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import Weights, check_same_architecture
-from pastry.vectors.rounding import to_float32
+from pastry.vectors.modules import OUTSIDE_LAYERS, layer_and_module
+from pastry.vectors.rounding import Scratch, block_ranges
 from pastry.vectors.skill import Skill
-from pastry.vectors.sums import cosine_from_dots, dot
-
-OUTSIDE_LAYERS = "-"
-_IN_LAYER = re.compile(r"(?:model\.language_model|model|transformer)\.(?:layers|h)\.(\d+)\.(.+)")
 
 
 class Update(Protocol):
-    """A change of weights: `read(name)` gives one tensor of it in float32."""
+    """A change of weights: `block` gives elements `start` to `stop` of one tensor of it in float32."""
 
     weights: Weights
 
-    def read(self, name: str) -> torch.Tensor: ...
+    def block(self, name: str, start: int, stop: int, scratch: Scratch) -> np.ndarray: ...
 
 
 class SkillUpdate:
@@ -31,8 +29,8 @@ class SkillUpdate:
     def __init__(self, path: Path):
         self.weights = self._skill = Skill(path)
 
-    def read(self, name: str) -> torch.Tensor:
-        return to_float32(self._skill.read(name), f"{self._skill.path}: tensor {name}")
+    def block(self, name: str, start: int, stop: int, scratch: Scratch) -> np.ndarray:
+        return self._skill.widened_block(name, start, stop, scratch)[0]
 
 
 class CheckpointUpdate:
@@ -43,9 +41,9 @@ class CheckpointUpdate:
         self._start = Checkpoint(start)
         check_same_architecture(self._end, self._start, chat_template=False)
 
-    def read(self, name: str) -> torch.Tensor:
-        end, start = (to_float32(side.read(name), f"{side.path}: tensor {name}") for side in (self._end, self._start))
-        return end - start
+    def block(self, name: str, start: int, stop: int, scratch: Scratch) -> np.ndarray:
+        end, begin = (side.widened_block(name, start, stop, scratch)[0] for side in (self._end, self._start))
+        return np.subtract(end, begin, out=scratch((self, "difference"), np.float32, stop - start))
 
 
 def cosine(a: Update, b: Update) -> float | None:
@@ -53,7 +51,7 @@ def cosine(a: Update, b: Update) -> float | None:
 
     Raises PastryError if the updates do not have the same architecture, tensors and shapes.
     """
-    return cosine_from_dots(*map(sum, zip(*(dots for _, dots in _dots(a, b)), strict=True)))
+    return kernels.cosine_from_dots(*map(sum, zip(*(dots for _, dots in _dots(a, b)), strict=True)))
 
 
 def cosine_table(a: Update, b: Update) -> dict[str, dict[str, float | None]]:
@@ -68,19 +66,14 @@ def cosine_table(a: Update, b: Update) -> dict[str, dict[str, float | None]]:
         sums[key] = tuple(map(sum, zip(sums.get(key, (0.0, 0.0, 0.0)), dots, strict=True)))
     table: dict[str, dict[str, float | None]] = {}
     for layer, module in sorted(sums, key=lambda key: (key[0] == OUTSIDE_LAYERS, key[0].zfill(6), key[1])):
-        table.setdefault(layer, {})[module] = cosine_from_dots(*sums[layer, module])
+        table.setdefault(layer, {})[module] = kernels.cosine_from_dots(*sums[layer, module])
     return table
-
-
-def layer_and_module(name: str) -> tuple[str, str]:
-    """("3", "self_attn.q_proj") for model.layers.3.self_attn.q_proj.weight, ("-", "norm") for model.norm.weight."""
-    name = re.sub(r"\.(weight|bias)$", "", name)
-    match = _IN_LAYER.fullmatch(name)
-    return (match[1], match[2]) if match else (OUTSIDE_LAYERS, name.removeprefix("model."))
 
 
 def _dots(a: Update, b: Update) -> Iterator[tuple[str, tuple[float, float, float]]]:
     check_same_architecture(a.weights, b.weights, chat_template=False)
-    for name in sorted(a.weights.tensors):
-        left, right = a.read(name), b.read(name)
-        yield name, (dot(left, right), dot(left, left), dot(right, right))
+    scratch = Scratch()
+    for name, info in sorted(a.weights.tensors.items()):
+        ranges = block_ranges(info.elements)
+        blocks = [kernels.dots(a.block(name, *block, scratch), b.block(name, *block, scratch)) for block in ranges]
+        yield name, tuple(math.fsum(block[i] for block in blocks) for i in range(3))

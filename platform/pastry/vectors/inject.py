@@ -5,22 +5,24 @@ PAPERS: PaST, Parametric Skill Transfer, arXiv 2601.11258.
 
 import math
 import shutil
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pastry.errors import PastryError
+from pastry.vectors import kernels
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
-from pastry.vectors.files import atomic_directory, refuse_existing, write_json
-from pastry.vectors.fingerprint import fingerprint, tensor_digest
-from pastry.vectors.rounding import add, float_dtype, round_nearest, round_stochastic, to_float32
-from pastry.vectors.shards import write_shards
+from pastry.vectors.files import write_json
+from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
+from pastry.vectors.modules import Lambda, ModuleLambdas, per_tensor
+from pastry.vectors.rounding import FLOAT_DTYPES, OVERFLOW, Scratch, check_float_dtype, derive_key, round_to, widen
+from pastry.vectors.safetensors_format import TensorSpec
+from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards, sharded_output
 from pastry.vectors.skill import Skill
-from pastry.vectors.sums import dot
 
 REPORT_FILE = "inject.json"
 NEAREST_IS_ENOUGH = 0.99
@@ -40,7 +42,8 @@ COPIED_FILES = (
     "processor_config.json",
 )
 
-Rounding = Literal["nearest", "stochastic"]
+Rounding = Literal["auto", "nearest", "stochastic"]
+Rounded = Literal["nearest", "stochastic", "mixed"]
 
 
 class Arrived(BaseModel):
@@ -56,7 +59,7 @@ class Arrived(BaseModel):
 
 class InjectedTensor(Arrived):
     dtype: str
-    rounding: Rounding
+    rounding: Rounded
 
 
 class InjectedSkill(BaseModel):
@@ -65,7 +68,8 @@ class InjectedSkill(BaseModel):
     name: str
     path: str
     fingerprint: str
-    lam: FiniteFloat
+    lam: FiniteFloat | str
+    """A number, or the rules for module groups as they were written."""
 
 
 class InjectReport(Arrived):
@@ -78,145 +82,155 @@ class InjectReport(Arrived):
     skills: list[InjectedSkill]
     dtype: str
     """Of the output; "mixed" where its tensors differ."""
-    rounding: Rounding
-    """Of the bfloat16 tensors; the others are always rounded to nearest."""
+    rounding: Rounded
+    """"mixed" where `auto` chose both."""
     nearest_realised_ratio: FiniteFloat | None
-    """What round-to-nearest would have realised; None unless `auto` had to find out."""
+    """What round-to-nearest would have realised everywhere; None where it was not tried."""
     seed: int
     tensors: dict[str, InjectedTensor]
 
 
-@dataclass
-class Tally:
-    """Inner products of what moved and of what should have, added up over tensors."""
+class InjectWork:
+    """θ_target + Σ λ·v of each block, rounded, with what arrived."""
 
-    moved_d: float = 0.0
-    d_d: float = 0.0
-    missed: float = 0.0
+    def __init__(self, target: Path, skills: list[tuple[Path, dict[str, float]]], rounding: Rounding, seed: int):
+        self.target = Checkpoint(target)
+        self.skills = [(Skill(path), lambdas) for path, lambdas in skills]
+        self.rounding, self.seed = rounding, seed
 
-    def add(self, other: "Tally") -> None:
-        self.moved_d += other.moved_d
-        self.d_d += other.d_d
-        self.missed += other.missed
+    def block(self, spec: TensorSpec, start: int, stop: int, scratch: Scratch) -> tuple[np.ndarray, dict[str, Any]]:
+        n = stop - start
+        theta, target_stored = self.target.widened_block(spec.name, start, stop, scratch)
+        # −d = 0 − Σ λ·v. θ − (−d) leaves a −0.0 of θ as it is where d is zero: −0.0 + 0.0 would be 0.0.
+        minus_d = scratch("minus d", np.float32, n)
+        minus_d.fill(0)
+        skill_digests = []
+        for skill, lambdas in self.skills:
+            v, stored = skill.widened_block(spec.name, start, stop, scratch)
+            skill_digests.append(block_digest(stored))
+            scaled = np.multiply(v, np.float32(lambdas[spec.name]), out=scratch("scaled", np.float32, n))
+            np.subtract(minus_d, scaled, out=minus_d)
+        values = np.subtract(theta, minus_d, out=scratch("sum", np.float32, n))
+        out = scratch("out", FLOAT_DTYPES[spec.dtype], n)
+        final = scratch("final", np.float32, n)
 
-    def arrived(self) -> Arrived:
-        if self.d_d == 0:
-            return Arrived(realised_ratio=None, relative_error=None)
-        return Arrived(realised_ratio=self.moved_d / self.d_d, relative_error=math.sqrt(self.missed / self.d_d))
+        def rounded(key: int | None) -> tuple[float, float, float]:
+            round_to(values, out, start, key)
+            after = widen(out, final, f"target + Σ λ·v in tensor {spec.name}", spec.shape, start, OVERFLOW)
+            return kernels.arrived(theta, minus_d, after)
+
+        key = derive_key(self.seed, spec.name)
+        stochastic = self.rounding == "stochastic" and spec.dtype == "bfloat16"
+        sums = nearest = rounded(key if stochastic else None)
+        moved_d, d_d, _ = nearest
+        if self.rounding == "auto" and spec.dtype == "bfloat16" and moved_d < NEAREST_IS_ENOUGH * d_d:
+            sums, stochastic = rounded(key), True
+        digests = {"target": block_digest(target_stored), "out": block_digest(out), "skills": skill_digests}
+        return out, {"sums": sums, "nearest": nearest, "stochastic": stochastic, "digests": digests}
+
+    def record(self, spec: TensorSpec, facts: list[dict[str, Any]]) -> dict[str, Any]:
+        for i, (skill, _) in enumerate(self.skills):
+            skill.check_digest(spec.name, (block["digests"]["skills"][i] for block in facts))
+        target = self.target.tensors[spec.name]
+        return {
+            "target": tensor_digest(target, (block["digests"]["target"] for block in facts)),
+            "out": tensor_digest(spec, (block["digests"]["out"] for block in facts)),
+            "sums": [math.fsum(block["sums"][i] for block in facts) for i in range(3)],
+            "nearest": [math.fsum(block["nearest"][i] for block in facts) for i in range(3)],
+            "rounding": _common("stochastic" if block["stochastic"] else "nearest" for block in facts),
+        }
 
 
 def inject(
     target: Path,
-    skills: list[tuple[Path, float]],
+    skills: list[tuple[Path, Lambda]],
     out: Path,
     *,
     dtype: str | None = None,
-    rounding: Literal["auto", "nearest", "stochastic"] = "auto",
+    rounding: Rounding = "auto",
     seed: int = 0,
+    spread: Spread | None = None,
+    progress: Progress | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> InjectReport:
     """Write target + Σ λ·skill to the new directory `out`, an ordinary Hugging Face checkpoint, and return its report.
 
-    `skills` are (skill vector directory, λ). `dtype` None keeps each tensor's own. `rounding` "auto" rounds bfloat16
-    outputs stochastically where round-to-nearest would realise less than 99 %; that costs a pass over the inputs.
-    Same inputs and `seed`, same weights. Memory: one shard and a few tensors.
+    `skills` are (skill vector directory, λ). `dtype` None keeps each tensor's own. `rounding` "auto" rounds a block of a
+    bfloat16 output stochastically where round-to-nearest would realise less than 99 % of it. The weights depend on the
+    inputs and `seed` alone. Memory: some blocks a thread, whatever the model's size.
     Raises PastryError for a λ that is not finite, incompatible or damaged inputs, overflow, an existing `out`.
     """
-    if rounding not in ("auto", "nearest", "stochastic"):
-        raise PastryError(f"rounding {rounding!r} is unknown; wanted auto, nearest or stochastic")
-    _check_skills(skills)
+    if rounding not in get_args(Rounding):
+        raise PastryError(f"rounding {rounding!r} is unknown; wanted {', '.join(get_args(Rounding))}")
+    _check_lambdas(skills)
     weights = Checkpoint(target)
     vectors = [(Skill(path), lam) for path, lam in skills]
     for vector, _ in vectors:
         check_same_architecture(weights, vector)
-    dtypes = {name: dtype or info.dtype for name, info in weights.tensors.items()}
-    sizes = {name: info.elements * float_dtype(dtypes[name]).itemsize for name, info in weights.tensors.items()}
-    has_bfloat16 = "bfloat16" in dtypes.values()
-    if rounding == "stochastic" and not has_bfloat16:
+    if dtype is not None:
+        check_float_dtype(dtype)
+    specs = [TensorSpec(info.name, dtype or info.dtype, info.shape) for info in weights.tensors.values()]
+    if rounding == "stochastic" and all(spec.dtype != "bfloat16" for spec in specs):
         raise PastryError(
-            f"--rounding stochastic is for bfloat16 outputs, this one is {_common(dtypes)}; "
+            f"--rounding stochastic is for bfloat16 outputs, this one is {_common(spec.dtype for spec in specs)}; "
             "use --dtype bfloat16 or --rounding nearest"
         )
-    # Asked here as well as when writing begins: the first pass may take long.
-    refuse_existing(out)
-
-    def round_to(theta: torch.Tensor, name: str, how: Rounding) -> torch.Tensor:
-        where = f"target + Σ λ·v in tensor {name}"
-        if how == "stochastic":
-            return round_stochastic(theta, name, seed, where)
-        return round_nearest(theta, float_dtype(dtypes[name]), where)
-
-    nearest_ratio = None
-    if rounding == "auto":
-        rounding = "nearest"
-        if has_bfloat16:
-            nearest = Tally()
-            for name in sorted(weights.tensors):
-                theta_target, d = _read(weights.read(name), weights, vectors, name)
-                nearest.add(_measure(round_to(add(theta_target, d), name, "nearest"), theta_target, d))
-            nearest_ratio = nearest.arrived().realised_ratio
-            if nearest_ratio is not None and nearest_ratio < NEAREST_IS_ENOUGH:
-                rounding = "stochastic"
-
-    digests: dict[str, dict[str, str]] = {"target": {}, "out": {}}
-    whole = Tally()
-    tensors: dict[str, InjectedTensor] = {}
-
-    def combine(name: str) -> torch.Tensor:
-        raw = weights.read(name)
-        theta_target, d = _read(raw, weights, vectors, name)
-        how = rounding if dtypes[name] == "bfloat16" else "nearest"
-        final = round_to(add(theta_target, d), name, how)
-        tally = _measure(final, theta_target, d)
-        whole.add(tally)
-        tensors[name] = InjectedTensor(**tally.arrived().model_dump(), dtype=dtypes[name], rounding=how)
-        digests["target"][name], digests["out"][name] = tensor_digest(raw), tensor_digest(final)
-        return final
-
-    with atomic_directory(out) as tmp:
-        write_shards(tmp, "model", sizes, combine)
-        _copy_companions(weights, tmp, dtype)
+    lambdas = [(vector.path, per_tensor(lam, weights.tensors)) for vector, lam in vectors]
+    shards = plan_shards("model", specs, max_shard_bytes)
+    identity = {
+        "does": "inject",
+        "target": [str(weights.path.absolute()), weights.stamp()],
+        "skills": [[vector.manifest.fingerprint, each] for (vector, _), (_, each) in zip(vectors, lambdas, strict=True)],
+        "rounding": [rounding, seed],
+        "shards": [[shard.file, [[spec.name, spec.dtype] for spec in shard.tensors]] for shard in shards],
+    }
+    open_work = partial(InjectWork, target, lambdas, rounding, seed)
+    with sharded_output(out, shards, open_work, identity, spread=spread, progress=progress) as (directory, records):
+        _copy_companions(weights, directory, dtype)
+        tried = rounding != "stochastic" and any(spec.dtype == "bfloat16" for spec in specs)
         report = InjectReport(
-            **whole.arrived().model_dump(),
+            **_arrived(records.values(), "sums"),
             target=str(target),
-            target_fingerprint=fingerprint(digests["target"]),
-            fingerprint=fingerprint(digests["out"]),
+            target_fingerprint=fingerprint({name: record["target"] for name, record in records.items()}),
+            fingerprint=fingerprint({name: record["out"] for name, record in records.items()}),
             skills=[
-                InjectedSkill(name=v.manifest.name, path=str(v.path), fingerprint=v.manifest.fingerprint, lam=lam)
-                for v, lam in vectors
+                InjectedSkill(
+                    name=vector.manifest.name,
+                    path=str(vector.path),
+                    fingerprint=vector.manifest.fingerprint,
+                    lam=lam.text if isinstance(lam, ModuleLambdas) else lam,
+                )
+                for vector, lam in vectors
             ],
-            dtype=_common(dtypes),
-            rounding=rounding,
-            nearest_realised_ratio=nearest_ratio,
+            dtype=_common(spec.dtype for spec in specs),
+            rounding=_common(record["rounding"] for record in records.values()),
+            nearest_realised_ratio=_arrived(records.values(), "nearest")["realised_ratio"] if tried else None,
             seed=seed,
-            tensors=tensors,
+            tensors={
+                spec.name: InjectedTensor(
+                    **_arrived([records[spec.name]], "sums"), dtype=spec.dtype, rounding=records[spec.name]["rounding"]
+                )
+                for spec in specs
+            },
         )
-        write_json(tmp / REPORT_FILE, report.model_dump(mode="json"))
+        write_json(directory / REPORT_FILE, report.model_dump(mode="json"))
     return report
 
 
-def _check_skills(skills: list[tuple[Path, float]]) -> None:
+def _check_lambdas(skills: list[tuple[Path, Lambda]]) -> None:
     if not skills:
         raise PastryError("no skill vector to inject; give at least one --skill")
     for path, lam in skills:
-        if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not math.isfinite(lam):
+        number = isinstance(lam, int | float) and not isinstance(lam, bool) and math.isfinite(lam)
+        if not number and not isinstance(lam, ModuleLambdas):
             raise PastryError(f"λ of {path} is {lam!r}, wanted a finite number such as 0.8")
 
 
-def _read(
-    raw: torch.Tensor, weights: Checkpoint, vectors: list[tuple[Skill, float]], name: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """θ_target (stored as `raw`) and d = Σ λ_i·v_i of one tensor, both float32."""
-    theta_target = to_float32(raw, f"{weights.path}: tensor {name}")
-    d = torch.zeros_like(theta_target)
-    for vector, lam in vectors:
-        d.add_(to_float32(vector.read(name), f"{vector.path}: tensor {name}").mul(lam))
-    return theta_target, d
-
-
-def _measure(final: torch.Tensor, theta_target: torch.Tensor, d: torch.Tensor) -> Tally:
-    moved = final.float() - theta_target
-    missed = moved - d
-    return Tally(dot(moved, d), dot(d, d), dot(missed, missed))
+def _arrived(records: Any, key: str) -> dict[str, float | None]:
+    moved_d, d_d, missed = (math.fsum(record[key][i] for record in records) for i in range(3))
+    if d_d == 0:
+        return {"realised_ratio": None, "relative_error": None}
+    return {"realised_ratio": moved_d / d_d, "relative_error": math.sqrt(missed / d_d)}
 
 
 def _copy_companions(weights: Checkpoint, directory: Path, dtype: str | None) -> None:
@@ -232,6 +246,6 @@ def _copy_companions(weights: Checkpoint, directory: Path, dtype: str | None) ->
         write_json(directory / "config.json", config)
 
 
-def _common(dtypes: dict[str, str]) -> str:
-    found = set(dtypes.values())
-    return found.pop() if len(found) == 1 else "mixed"
+def _common(values: Any) -> str:
+    found = set(values)
+    return found.pop() if len(found) == 1 else "mixed" if found else "nearest"

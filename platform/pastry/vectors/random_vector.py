@@ -1,16 +1,37 @@
 """The control for a skill vector: a random direction with the same norm in every tensor."""
 
 import math
+from functools import partial
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from pastry.vectors.files import atomic_directory, write_json
-from pastry.vectors.fingerprint import tensor_digest
-from pastry.vectors.rounding import derive_seed, float_dtype, round_nearest
-from pastry.vectors.shards import write_shards
-from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, Skill, SkillManifest, SkillTensor, summarise
-from pastry.vectors.sums import dot
+from pastry.vectors.derived import DerivedWork, write_derived
+from pastry.vectors.rounding import Scratch, block_ranges, derive_key
+from pastry.vectors.safetensors_format import TensorSpec
+from pastry.vectors.skill import Skill, SkillManifest
+
+
+class RandomWork(DerivedWork):
+    """Gaussian numbers, scaled in each tensor to the norm that the skill has there."""
+
+    def __init__(self, skill: Path, seed: int):
+        super().__init__()
+        self.norms = {name: tensor.norm for name, tensor in Skill(skill).manifest.tensors.items()}
+        self.seed = seed
+
+    def prepare(self, spec: TensorSpec) -> float:
+        drawn = (self._draw(spec.name, *block) for block in block_ranges(spec.elements))
+        length = math.sqrt(math.fsum(float(np.dot(block, block)) for block in drawn))
+        return self.norms[spec.name] / length if length else 0.0
+
+    def values(self, spec: TensorSpec, start: int, stop: int, prepared: float, scratch: Scratch) -> tuple[np.ndarray, None]:
+        return self._draw(spec.name, start, stop) * np.float32(prepared), None
+
+    def _draw(self, name: str, start: int, stop: int) -> np.ndarray:
+        # A stream of its own for each block, so that blocks can be drawn in any order.
+        generator = np.random.Generator(np.random.Philox(key=derive_key(self.seed, name), counter=[0, 0, 0, start]))
+        return generator.standard_normal(stop - start, dtype=np.float32)
 
 
 def random_like(skill: Path, out: Path, seed: int) -> SkillManifest:
@@ -19,31 +40,17 @@ def random_like(skill: Path, out: Path, seed: int) -> SkillManifest:
     Each tensor's numbers depend on `seed` and its name alone.
     Raises PastryError if `skill` cannot be opened or `out` exists.
     """
-    model = Skill(skill)
-    tensors: dict[str, SkillTensor] = {}
-
-    def draw(name: str) -> torch.Tensor:
-        wanted = model.manifest.tensors[name]
-        generator = torch.Generator().manual_seed(derive_seed(seed, name))
-        gaussian = torch.randn(wanted.shape, generator=generator)
-        length = math.sqrt(dot(gaussian, gaussian))
-        scale = wanted.norm / length if length else 0.0
-        v = round_nearest(gaussian * scale, float_dtype(wanted.dtype), f"the random vector in tensor {name}")
-        tensors[name] = SkillTensor(digest=tensor_digest(v), shape=wanted.shape, dtype=wanted.dtype, norm=math.sqrt(dot(v, v)))
-        return v
-
-    with atomic_directory(out) as tmp:
-        sizes = {name: info.elements * float_dtype(info.dtype).itemsize for name, info in model.tensors.items()}
-        write_shards(tmp, TENSOR_STEM, sizes, draw)
-        manifest = SkillManifest(
-            **summarise(tensors),
-            name=f"{model.manifest.name}-random-{seed}",
-            method="random",
-            seed=seed,
-            control_of=model.manifest.fingerprint,
-            stored_dtype=model.manifest.stored_dtype,
-            source_dtypes=[],
-            architecture=model.architecture,
-        )
-        write_json(tmp / MANIFEST_FILE, manifest.model_dump(mode="json"))
-    return manifest
+    like = Skill(skill)
+    return write_derived(
+        out,
+        list(like.tensors.values()),
+        partial(RandomWork, skill, seed),
+        {"does": "random", "seed": seed, "control_of": like.manifest.fingerprint},
+        name=f"{like.manifest.name}-random-{seed}",
+        method="random",
+        seed=seed,
+        control_of=like.manifest.fingerprint,
+        stored_dtype=like.manifest.stored_dtype,
+        source_dtypes=[],
+        architecture=like.architecture,
+    )

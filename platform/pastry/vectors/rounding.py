@@ -1,65 +1,90 @@
-"""From stored dtypes to float32 and back: exact widening, and one rounding at the end."""
+"""From stored numbers to float32 and back: exact widening, and one rounding at the end.
+
+A block is what is read, computed, rounded, digested and written at a time: up to BLOCK consecutive elements of one tensor.
+"""
 
 import hashlib
+from collections.abc import Hashable, Iterator
 
-import torch
+import numpy as np
 
 from pastry.errors import PastryError
+from pastry.vectors import kernels
 
-FLOAT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DISCARDED_BITS = 16  # float32 keeps 23 bits of mantissa, bfloat16 the upper 7 of them
+FLOAT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "float16": np.dtype(np.float16)}
+"""The dtypes that weights can be computed and stored in, and what holds them in memory: bfloat16 as its bits."""
+OVERFLOW = "the value does not fit the dtype; use a wider --dtype or a smaller λ"
+BLOCK = 1 << 20
+"""Elements: 4 MB in float32, so that all operands of a block stay in the processor's cache."""
 
 
-def float_dtype(name: str) -> torch.dtype:
-    """The torch dtype called `name`; PastryError if it is not one that weights can be computed and stored in."""
+def check_float_dtype(name: str) -> None:
+    """Raise PastryError if `name` is not a dtype that weights can be computed and stored in."""
     if name not in FLOAT_DTYPES:
         raise PastryError(f"dtype {name!r} is not supported; wanted one of {', '.join(FLOAT_DTYPES)}")
-    return FLOAT_DTYPES[name]
 
 
-def to_float32(tensor: torch.Tensor, where: str) -> torch.Tensor:
-    """`tensor` (float32, bfloat16, float16) widened exactly. NaN or Inf is a PastryError naming `where` and index."""
-    values = tensor.to(torch.float32)
-    _refuse_non_finite(values, where, "repair or retrain this checkpoint")
+def block_ranges(elements: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of a tensor's blocks; a tensor without elements has none."""
+    for start in range(0, elements, BLOCK):
+        yield start, min(start + BLOCK, elements)
+
+
+class Scratch:
+    """A thread's buffers, reused from block to block: fresh memory would cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[Hashable, np.ndarray] = {}
+
+    def __call__(self, purpose: Hashable, dtype: np.dtype | type, elements: int) -> np.ndarray:
+        """An uninitialised array `elements` long; the same memory for the same purpose."""
+        dtype = np.dtype(dtype)
+        buffer = self._buffers.get(purpose)
+        if buffer is None or buffer.nbytes < elements * dtype.itemsize:
+            buffer = self._buffers[purpose] = np.empty(elements * dtype.itemsize, np.uint8)
+        return buffer[: elements * dtype.itemsize].view(dtype)
+
+
+def widen(
+    stored: np.ndarray,
+    scratch: np.ndarray,
+    where: str,
+    shape: tuple[int, ...],
+    start: int,
+    advice: str = "repair it or make it again",
+) -> np.ndarray:
+    """`stored` (a block in any of FLOAT_DTYPES) as float32, exactly: itself, or in the float32 array `scratch`.
+
+    NaN or Inf is a PastryError naming `where` and the index in the tensor, of which the block begins at element `start`.
+    """
+    values = stored if stored.dtype == np.float32 else scratch
+    if stored.dtype == np.uint16:
+        kernels.widen_bfloat16(stored, values.view(np.uint32))
+    elif stored.dtype == np.float16:
+        np.copyto(values, stored)
+    if kernels.has_non_finite(values.view(np.uint32)):
+        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        index = [int(i) for i in np.unravel_index(start + first, shape)]
+        raise PastryError(f"{where} is {values[first]} at index {index}; {advice}")
     return values
 
 
-def add(theta: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """θ + d in float32. Where d is zero θ stays bit for bit: −0.0 + 0.0 would be 0.0, another fingerprint."""
-    return torch.where(d == 0, theta, theta + d)
+def round_to(values: np.ndarray, out: np.ndarray, start: int, key: int | None = None) -> np.ndarray:
+    """float32 `values` rounded to the dtype of `out`, in `out`: to nearest, ties to even, or with a `key` stochastically.
 
-
-def round_nearest(values: torch.Tensor, dtype: torch.dtype, where: str) -> torch.Tensor:
-    """float32 `values` rounded to nearest, ties to even, in `dtype`. Overflow is a PastryError naming `where`."""
-    rounded = values.to(dtype)
-    dtype_name = str(dtype).removeprefix("torch.")
-    _refuse_non_finite(rounded, where, f"the value does not fit {dtype_name}; use a wider --dtype or a smaller λ")
-    return rounded
-
-
-def round_stochastic(values: torch.Tensor, name: str, seed: int, where: str) -> torch.Tensor:
-    """float32 `values` rounded to bfloat16 so that the expectation is exact; overflow is a PastryError naming `where`.
-
-    A uniform random integer below one bfloat16 step is added to the bit pattern and the surplus bits are cut off: the
-    magnitude goes up with probability equal to the fraction that would be lost, and values that bfloat16 holds stay.
-    The bits depend on `seed`, the tensor's `name` and its shape alone, not on files, order or workers.
+    Stochastic rounding is for bfloat16; its bits depend on `key` and the element's position in its tensor alone, of
+    which the block begins at element `start`. A number that does not fit becomes infinite, which `widen` refuses.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, name))
-    noise = torch.randint(0, 1 << DISCARDED_BITS, values.shape, generator=generator, dtype=torch.int32)
-    bits = (noise.add_(values.view(torch.int32))).bitwise_and_(-1 << DISCARDED_BITS)
-    rounded = bits.view(torch.float32).to(torch.bfloat16)
-    _refuse_non_finite(rounded, where, "the value does not fit bfloat16; use a wider --dtype or a smaller λ")
-    return rounded
+    if out.dtype != np.uint16:
+        with np.errstate(over="ignore"):
+            np.copyto(out, values, casting="same_kind")
+    elif key is None:
+        kernels.nearest_bfloat16(values.view(np.uint32), out)
+    else:
+        kernels.stochastic_bfloat16(values.view(np.uint32), out, np.uint64(key), np.uint64(start))
+    return out
 
 
-def derive_seed(seed: int, name: str) -> int:
-    """A 63-bit seed for the tensor `name`, the same on every machine."""
+def derive_key(seed: int, name: str) -> int:
+    """A 63-bit key for the tensor `name`, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1
-
-
-def _refuse_non_finite(tensor: torch.Tensor, where: str, advice: str) -> None:
-    finite = torch.isfinite(tensor)
-    if finite.all():
-        return
-    index = tuple((~finite).nonzero()[0].tolist())
-    raise PastryError(f"{where} is {tensor[index].item()} at index {list(index)}; {advice}")

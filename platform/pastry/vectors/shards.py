@@ -1,43 +1,184 @@
-"""Write tensors one after another into safetensors shards, with an index when there is more than one."""
+"""Write a directory of tensors that is computed block by block: shard after shard, resumable, and only ever whole.
 
-from collections.abc import Callable, Mapping
+Reads, arithmetic and writes overlap because several threads each take a block through all three; the compiled loops and
+the system calls let them run at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
-import torch
-from safetensors.torch import save_file
+import numpy as np
 
-from pastry.vectors.files import write_json
+from pastry.errors import PastryError
+from pastry.vectors.files import fsync, read_json, resumable_directory, write_json
+from pastry.vectors.rounding import Scratch, block_ranges
+from pastry.vectors.safetensors_format import TensorSpec, encode_header
 
 MAX_SHARD_BYTES = 2_000_000_000
 
 
-def write_shards(
-    directory: Path,
-    stem: str,
-    sizes: Mapping[str, int],
-    make: Callable[[str], torch.Tensor],
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Write `make(name)` for all of `sizes` (bytes) to `stem.safetensors` or `stem-00001-of-0000N.safetensors`.
+class Work(Protocol):
+    """What is written: numbers for each block, and a JSON record for each tensor once its blocks are done."""
 
-    `make` is called once per tensor, in sorted order, so the bytes do not depend on how the inputs were sharded; at
-    most one shard is in memory. A tensor larger than `max_shard_bytes` gets a shard of its own.
+    def block(self, spec: TensorSpec, start: int, stop: int, scratch: Scratch) -> tuple[np.ndarray, Any]:
+        """Elements `start` to `stop` of the output tensor, as stored, and whatever `record` needs to know of them."""
+
+    def record(self, spec: TensorSpec, facts: list[Any]) -> dict[str, Any]:
+        """The tensor's record from its blocks' facts in order. May refuse the tensor with a PastryError."""
+
+
+Open = Callable[[], Work]
+"""Opens the inputs; called in every process that takes part, so it must be picklable."""
+Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Like `map`, over processes that share a file system: results in order."""
+Progress = Callable[[int, int], None]
+"""Told how many bytes of how many are written."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file and the tensors in it, in the order of their names."""
+
+    file: str
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.tensors)
+
+
+def plan_shards(stem: str, tensors: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES) -> list[Shard]:
+    """`stem.safetensors`, or `stem-00001-of-0000N.safetensors` of at most `max_shard_bytes` (a larger tensor stands alone).
+
+    Tensors are sorted by name, so the plan does not depend on how the inputs were sharded.
     """
-    shards: list[list[str]] = [[]]
+    groups: list[list[TensorSpec]] = [[]]
     filled = 0
-    for name in sorted(sizes):
-        if shards[-1] and filled + sizes[name] > max_shard_bytes:
-            shards.append([])
+    for spec in sorted(tensors, key=lambda spec: spec.name):
+        if groups[-1] and filled + spec.nbytes > max_shard_bytes:
+            groups.append([])
             filled = 0
-        shards[-1].append(name)
-        filled += sizes[name]
+        groups[-1].append(spec)
+        filled += spec.nbytes
+    if len(groups) == 1:
+        return [Shard(f"{stem}.safetensors", tuple(groups[0]))]
+    return [Shard(f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors", tuple(g)) for i, g in enumerate(groups, start=1)]
 
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        # The "format" key is what transformers looks for before it loads a file.
-        save_file({name: make(name) for name in names}, directory / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_json(directory / f"{stem}.safetensors.index.json", index)
+
+@contextmanager
+def sharded_output(
+    out: Path,
+    shards: list[Shard],
+    open_work: Open,
+    identity: dict[str, Any],
+    *,
+    spread: Spread | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Write `shards`, then give (directory to add files to, tensor name → record); `out` appears when the block ends.
+
+    `identity` (JSON) says what is being written: a killed run's finished shards are kept by the next one with the same
+    `identity`. With `spread`, shards are written by several processes. Raises what the work raises, and then leaves nothing.
+    """
+    total = sum(shard.nbytes for shard in shards)
+    done = 0
+    lock = threading.Lock()
+
+    def tick(nbytes: int) -> None:
+        nonlocal done
+        with lock:
+            done += nbytes
+            if progress:
+                progress(done, total)
+
+    with resumable_directory(out, identity) as (data, notes):
+        missing = [shard for shard in shards if not _note(notes, shard).exists()]
+        _check_space(data, missing)
+        tick(total - sum(shard.nbytes for shard in missing))
+        if spread and len(missing) > 1:
+            for shard, _ in zip(missing, spread(partial(_write_shard, open_work, data, notes), missing), strict=True):
+                tick(shard.nbytes)
+        elif missing:
+            _write_here(open_work(), data, notes, missing, tick)
+        records = {name: record for shard in shards for name, record in read_json(_note(notes, shard)).items()}
+        if len(shards) > 1:
+            stem = shards[0].file.partition("-00001-of-")[0]
+            weight_map = {spec.name: shard.file for shard in shards for spec in shard.tensors}
+            write_json(data / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        yield data, records
+
+
+def _check_space(data: Path, missing: list[Shard]) -> None:
+    there = sum((data / shard.file).stat().st_blocks * 512 for shard in missing if (data / shard.file).exists())
+    needed, free = sum(shard.nbytes for shard in missing), shutil.disk_usage(data).free + there
+    if needed > free:
+        found = f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
+        raise PastryError(f"{data.parent.parent}: {found}; make room or choose another --out")
+
+
+def _note(notes: Path, shard: Shard) -> Path:
+    """The file whose existence says that a shard is complete and on disk; it holds the tensors' records."""
+    return notes / f"{shard.file}.json"
+
+
+def _write_shard(open_work: Open, data: Path, notes: Path, shard: Shard) -> None:
+    _write_here(open_work(), data, notes, [shard], lambda nbytes: None)
+
+
+def _write_here(work: Work, data: Path, notes: Path, shards: list[Shard], tick: Callable[[int], None]) -> None:
+    def seal(shard: Shard, records: dict[str, Any]) -> None:
+        fsync(data / shard.file)
+        write_json(_note(notes, shard), records)
+
+    threads = len(os.sched_getaffinity(0))
+    local = threading.local()
+    # One thread waits for the disk while the others compute the next shard.
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as sealer:
+        sealed = []
+        for shard in shards:
+            records = _fill(work, data / shard.file, shard, pool, local, tick)
+            sealed.append(sealer.submit(seal, shard, records))
+        for future in sealed:
+            future.result()
+
+
+def _fill(
+    work: Work, path: Path, shard: Shard, pool: ThreadPoolExecutor, local: threading.local, tick: Callable[[int], None]
+) -> dict[str, Any]:
+    header, offsets = encode_header(shard.tensors)
+    with open(path, "wb", buffering=0) as stream:
+        stream.write(header)
+        descriptor = stream.fileno()
+
+        def write(spec: TensorSpec, start: int, stop: int) -> Any:
+            if not hasattr(local, "scratch"):
+                local.scratch = Scratch()
+            stored, facts = work.block(spec, start, stop, local.scratch)
+            left, position = memoryview(stored).cast("B"), offsets[spec.name] + start * stored.itemsize
+            try:
+                while left:
+                    written = os.pwrite(descriptor, left, position)
+                    left, position = left[written:], position + written
+            except OSError as error:
+                raise PastryError(f"{path}: cannot be written ({error.strerror})") from error
+            tick(stored.nbytes)
+            return facts
+
+        futures = {spec: [pool.submit(write, spec, *block) for block in block_ranges(spec.elements)] for spec in shard.tensors}
+        try:
+            return {spec.name: work.record(spec, [future.result() for future in futures[spec]]) for spec in shard.tensors}
+        except BaseException:
+            for blocks in futures.values():
+                for future in blocks:
+                    future.cancel()
+            raise

@@ -1,19 +1,25 @@
 """A skill vector on disk: safetensors files and skill.json, the manifest that says what they are."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from pastry.errors import PastryError
 from pastry.vectors.architecture import Architecture
 from pastry.vectors.checkpoint import TensorDirectory
 from pastry.vectors.files import parse_model, read_json
-from pastry.vectors.fingerprint import fingerprint, tensor_digest
+from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_blocks, tensor_digest
 from pastry.vectors.recipe import NAME
+from pastry.vectors.rounding import block_ranges
+
+if TYPE_CHECKING:
+    import torch
 
 MANIFEST_FILE = "skill.json"
 TENSOR_STEM = "skill"
@@ -45,6 +51,8 @@ class SkillTensor(BaseModel):
     shape: tuple[int, ...]
     dtype: str
     norm: FiniteFloat
+    zeros: int
+    """Elements that are exactly zero."""
     cosine_to_sft: FiniteFloat | None = None
     """Cosine to start − base; None without a base or where either is zero."""
     not_restored: int | None = None
@@ -54,7 +62,7 @@ class SkillTensor(BaseModel):
 class SkillManifest(SkillFacts):
     """skill.json. Norms and cosines are of the tensors as stored, accumulated in float64."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     method: Literal["difference", "random"]
     fingerprint: str
     """Of the vector's own tensors."""
@@ -123,21 +131,25 @@ class Skill(TensorDirectory):
     def architecture(self) -> Architecture:
         return self.manifest.architecture
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor `name`; PastryError if its digest is not the manifest's, KeyError if there is no such tensor."""
-        tensor = super().read(name)
-        found, wanted = tensor_digest(tensor), self.manifest.tensors[name].digest
+    def check_digest(self, name: str, blocks: Iterable[bytes]) -> None:
+        """Raise PastryError if the digests of a tensor's blocks do not make up the digest in the manifest."""
+        found, wanted = tensor_digest(self.tensors[name], blocks), self.manifest.tensors[name].digest
         if found != wanted:
             raise PastryError(
                 f"{self.path}: tensor {name} has digest {found}, {MANIFEST_FILE} says {wanted}; "
                 "the file is damaged, extract or pull it again"
             )
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor `name`; PastryError if its digest is not the manifest's, KeyError if there is no such tensor."""
+        tensor = super().read(name)
+        self.check_digest(name, tensor_blocks(tensor))
         return tensor
 
     def verify(self) -> None:
         """Read everything; PastryError naming the first tensor whose digest differs, or the whole's fingerprint."""
-        for name in sorted(self.tensors):
-            self.read(name)
+        for name, info in sorted(self.tensors.items()):
+            self.check_digest(name, (block_digest(self.read_block(name, *block)) for block in block_ranges(info.elements)))
         found = fingerprint({name: tensor.digest for name, tensor in self.manifest.tensors.items()})
         if found != self.manifest.fingerprint:
             raise PastryError(
