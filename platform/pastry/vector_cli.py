@@ -106,9 +106,8 @@ def verify(skill: Annotated[str, typer.Argument(help="Skill vector: directory or
 
 
 def skill_term(text: str) -> tuple[str, Lambda]:
-    from pastry.vectors.modules import parse_lambda
-
-    path, colon, lam = text.rpartition(":")
-    if not colon or path == "models":
-        return text, 1.0
-    return path, parse_lambda(lam, f"--skill {text}")
+    """("DIR", 0.8) for DIR:0.8; λ is 1 where none is given."""
+    # The colon of models:/ is not the one in front of λ.
+    scheme = "models:" if text.startswith("models:") else ""
+    path, colon, lam = text.removeprefix(scheme).partition(":")
+    return scheme + path, parse_lambda(lam, f"--skill {text}") if colon else 1.0

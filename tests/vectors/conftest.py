@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 torch.set_num_threads(1)
 
 from pastry.vectors.checkpoint import Checkpoint  # noqa: E402
-from pastry.vectors.shards import write_shards  # noqa: E402
+from pastry.vectors.files import write_json  # noqa: E402
+from pastry.vectors.safetensors_format import TensorSpec  # noqa: E402
+from pastry.vectors.shards import plan_shards  # noqa: E402
 
 SHAPES = {
     "model.embed_tokens.weight": (32, 16),
@@ -68,8 +71,13 @@ def save(tmp_path):
         path = tmp_path / name
         path.mkdir()
         tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()}
-        sizes = {key: tensor.nbytes for key, tensor in tensors.items()}
-        write_shards(path, "model", sizes, tensors.__getitem__, max_shard_bytes)
+        specs = [TensorSpec(key, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for key, t in tensors.items()]
+        shards = plan_shards("model", specs, max_shard_bytes)
+        for shard in shards:
+            save_file({s.name: tensors[s.name].contiguous() for s in shard.tensors}, path / shard.file, {"format": "pt"})
+        if len(shards) > 1:
+            weight_map = {spec.name: shard.file for shard in shards for spec in shard.tensors}
+            write_json(path / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
         (path / "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": str(dtype).removeprefix("torch.")}))
         (path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
         (path / "chat_template.jinja").write_text("{{ messages }}")
