@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pastry.vectors.modules import Lambda, parse_lambda
+
 vector = typer.Typer(no_args_is_help=True, help="Skill vectors: cut one out, look at it, combine, inject it.")
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 

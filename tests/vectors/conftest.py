@@ -71,7 +71,10 @@ def save(tmp_path):
         path = tmp_path / name
         path.mkdir()
         tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()}
-        specs = [TensorSpec(key, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for key, t in tensors.items()]
+        names = {torch.float8_e4m3fn: "F8_E4M3"}
+        specs = [
+            TensorSpec(key, names.get(t.dtype, str(t.dtype).removeprefix("torch.")), tuple(t.shape)) for key, t in tensors.items()
+        ]
         shards = plan_shards("model", specs, max_shard_bytes)
         for shard in shards:
             save_file({s.name: tensors[s.name].contiguous() for s in shard.tensors}, path / shard.file, {"format": "pt"})

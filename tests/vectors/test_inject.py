@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+import transformers
 
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
@@ -150,7 +151,8 @@ def test_refusals_leave_nothing(save, tmp_path):
         (nan_path, [(v, 1.0)], {}, r"nan: tensor lm_head.weight is nan at index \[0, 1\]"),
         (path, [(v, 1.0), (damaged, 1.0)], {}, "damaged: tensor .* has digest"),
         (half, [(tmp_path / "w", 2.0)], {}, "target .* in tensor lm_head.weight is inf .* does not fit float16"),
-        (path, [(v, 1e300)], {}, "does not fit float32"),
+        (path, [(v, 1e300)], {}, r"λ of .*v is 1e\+300, wanted a finite number"),
+        (path, [(tmp_path / "w", 3e38)], {}, "does not fit float32"),
     ]
     for target, skills, options, message in cases:
         with pytest.raises(PastryError, match=message):
@@ -162,7 +164,6 @@ def test_refusals_leave_nothing(save, tmp_path):
 
 
 def test_output_loads_in_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16",

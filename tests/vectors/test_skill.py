@@ -38,7 +38,7 @@ def test_manifest_errors_name_the_key(vector):
     manifest = json.loads((vector / "skill.json").read_text())
     for change, message in [
         ({"surprise": 1}, "surprise: Extra inputs"),
-        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"schema_version": 1}, "schema_version: Input should be 2"),
         ({"norm": "NaN"}, "norm: Input should be a finite number"),
         ({"name": "a+b"}, "name: String should match"),
     ]:

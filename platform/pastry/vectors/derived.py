@@ -14,7 +14,7 @@ import numpy as np
 from pastry.vectors import kernels
 from pastry.vectors.files import write_json
 from pastry.vectors.fingerprint import block_digest, tensor_digest
-from pastry.vectors.rounding import FLOAT_DTYPES, OVERFLOW, Scratch, round_to, widen
+from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Open, Progress, Spread, plan_shards, sharded_output
 from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillManifest, SkillTensor, summarise
@@ -41,7 +41,7 @@ class DerivedWork:
         values, facts = self.values(spec, start, stop, self._prepare_once(spec), scratch)
         stored = round_to(values, scratch("stored", FLOAT_DTYPES[spec.dtype], stop - start), start)
         where = f"the derived vector in tensor {spec.name}"
-        v = widen(stored, scratch("v", np.float32, stop - start), where, spec.shape, start, OVERFLOW)
+        v = widen(stored, scratch("v", np.float32, stop - start), where, spec.shape, start, overflow_advice(spec.dtype))
         sums = {"squares": kernels.dots(v, v)[0], "zeros": v.size - int(np.count_nonzero(v))}
         return stored, {"digest": block_digest(stored), "facts": facts, **sums}
 

@@ -15,7 +15,7 @@ from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
 from pastry.vectors.files import parse_model, write_json
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
-from pastry.vectors.rounding import FLOAT_DTYPES, OVERFLOW, Scratch, check_float_dtype, round_to, widen
+from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, check_float_dtype, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards, sharded_output
 from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillFacts, SkillManifest, SkillTensor, summarise
@@ -32,51 +32,54 @@ class ExtractWork:
     def block(self, spec: TensorSpec, start: int, stop: int, scratch: Scratch) -> tuple[np.ndarray, dict[str, Any]]:
         n = stop - start
         read = {role: side.widened_block(spec.name, start, stop, scratch) for role, side in self.inputs.items()}
-        facts: dict[str, Any] = {"digests": {role: block_digest(stored) for role, (_, stored) in read.items()}}
-        theta_end, end_stored = read["end"]
-        theta_start = read["start"][0]
+        digests = {role: block_digest(stored) for role, (_, stored) in read.items()}
+        (theta_end, end_stored), (theta_start, _) = read["end"], read["start"]
 
-        stored = round_to(
-            np.subtract(theta_end, theta_start, out=scratch("difference", np.float32, n)),
-            scratch("stored", FLOAT_DTYPES[spec.dtype], n),
-            start,
-        )
+        difference = np.subtract(theta_end, theta_start, out=scratch("difference", np.float32, n))
+        stored = difference
+        if spec.dtype != "float32":
+            stored = round_to(difference, scratch("stored", FLOAT_DTYPES[spec.dtype], n), start)
         where = f"the difference in tensor {spec.name}"
-        v = widen(stored, scratch("v", np.float32, n), where, spec.shape, start, OVERFLOW)
-        facts["digests"]["v"] = block_digest(stored)
-        facts["zeros"] = n - int(np.count_nonzero(v))
+        v = widen(stored, scratch("v", np.float32, n), where, spec.shape, start, overflow_advice(spec.dtype))
+        digests["v"] = block_digest(stored)
 
-        # θ − (0 − v) is θ + v, but leaves a −0.0 of θ as it is where v is zero: −0.0 + 0.0 would be 0.0.
-        restored = np.subtract(np.float32(0), v, out=scratch("restored", np.float32, n))
-        np.subtract(theta_start, restored, out=restored)
-        again = round_to(restored, scratch("again", end_stored.dtype, n), start)
-        bits = np.dtype(f"u{end_stored.itemsize}")
-        facts["not_restored"] = int(np.count_nonzero(again.view(bits) != end_stored.view(bits)))
-
-        sft = v
+        square, zeros = kernels.square_and_zeros(v)
+        not_restored = _not_restored(theta_start, v, end_stored)
+        facts = {"digests": digests, "square": square, "zeros": zeros, "not_restored": not_restored}
         if "base" in read:
             sft = np.subtract(theta_start, read["base"][0], out=scratch("sft", np.float32, n))
-        facts["dots"] = kernels.dots(v, sft)
+            facts["sft"] = kernels.dots(v, sft)
         return stored, facts
 
     def record(self, spec: TensorSpec, facts: list[dict[str, Any]]) -> dict[str, Any]:
-        v_sft, v_v, sft_sft = (math.fsum(block["dots"][i] for block in facts) for i in range(3))
+        v_v = math.fsum(block["square"] for block in facts)
         has_base = "base" in self.inputs
+        v_sft, _, sft_sft = (math.fsum(block["sft"][i] for block in facts) if has_base else 0.0 for i in range(3))
         tensor = SkillTensor(
             digest=tensor_digest(spec, (block["digests"]["v"] for block in facts)),
             shape=spec.shape,
             dtype=spec.dtype,
             norm=math.sqrt(v_v),
             zeros=sum(block["zeros"] for block in facts),
-            cosine_to_sft=kernels.cosine_from_dots(v_sft, v_v, sft_sft) if has_base else None,
+            cosine_to_sft=kernels.cosine_from_dots(v_sft, v_v, sft_sft),
             not_restored=sum(block["not_restored"] for block in facts),
         )
         digests = {
             role: tensor_digest(side.tensors[spec.name], (block["digests"][role] for block in facts))
             for role, side in self.inputs.items()
         }
-        dots = {"v_sft": v_sft, "v_v": v_v, "sft_sft": sft_sft if has_base else 0.0}
+        dots = {"v_sft": v_sft, "v_v": v_v, "sft_sft": sft_sft}
         return {"tensor": tensor.model_dump(mode="json"), "digests": digests, "dots": dots}
+
+
+def _not_restored(theta_start: np.ndarray, v: np.ndarray, end_stored: np.ndarray) -> int:
+    """Elements where start + 1.0·v, rounded to nearest in the end's dtype, is not the end bit for bit."""
+    if end_stored.dtype == np.uint16:
+        return kernels.not_restored_bfloat16(theta_start, v, end_stored)
+    if end_stored.dtype == np.float32:
+        return kernels.not_restored_float32(theta_start, v, end_stored.view(np.uint32))
+    again = round_to(theta_start - (np.float32(0) - v), np.empty_like(end_stored), 0)
+    return int(np.count_nonzero(again.view(np.uint16) != end_stored.view(np.uint16)))
 
 
 def extract(

@@ -19,7 +19,7 @@ from pastry.vectors.compatibility import check_same_architecture
 from pastry.vectors.files import write_json
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
 from pastry.vectors.modules import Lambda, ModuleLambdas, per_tensor
-from pastry.vectors.rounding import FLOAT_DTYPES, OVERFLOW, Scratch, check_float_dtype, derive_key, round_to, widen
+from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, check_float_dtype, derive_key, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards, sharded_output
 from pastry.vectors.skill import Skill
@@ -108,23 +108,25 @@ class InjectWork:
         for skill, lambdas in self.skills:
             v, stored = skill.widened_block(spec.name, start, stop, scratch)
             skill_digests.append(block_digest(stored))
-            scaled = np.multiply(v, np.float32(lambdas[spec.name]), out=scratch("scaled", np.float32, n))
-            np.subtract(minus_d, scaled, out=minus_d)
-        values = np.subtract(theta, minus_d, out=scratch("sum", np.float32, n))
+            kernels.subtract_scaled(minus_d, v, np.float32(lambdas[spec.name]))
         out = scratch("out", FLOAT_DTYPES[spec.dtype], n)
-        final = scratch("final", np.float32, n)
 
-        def rounded(key: int | None) -> tuple[float, float, float]:
-            round_to(values, out, start, key)
-            after = widen(out, final, f"target + Σ λ·v in tensor {spec.name}", spec.shape, start, OVERFLOW)
+        def add(key: int | None) -> tuple[float, float, float]:
+            if spec.dtype == "bfloat16" and key is None:
+                sums, overflow = kernels.subtract_to_nearest_bfloat16(theta, minus_d, out)
+                if not overflow:
+                    return sums
+            round_to(np.subtract(theta, minus_d, out=scratch("sum", np.float32, n)), out, start, key)
+            where = f"target + Σ λ·v in tensor {spec.name}"
+            after = widen(out, scratch("after", np.float32, n), where, spec.shape, start, overflow_advice(spec.dtype))
             return kernels.arrived(theta, minus_d, after)
 
         key = derive_key(self.seed, spec.name)
         stochastic = self.rounding == "stochastic" and spec.dtype == "bfloat16"
-        sums = nearest = rounded(key if stochastic else None)
+        sums = nearest = add(key if stochastic else None)
         moved_d, d_d, _ = nearest
         if self.rounding == "auto" and spec.dtype == "bfloat16" and moved_d < NEAREST_IS_ENOUGH * d_d:
-            sums, stochastic = rounded(key), True
+            sums, stochastic = add(key), True
         digests = {"target": block_digest(target_stored), "out": block_digest(out), "skills": skill_digests}
         return out, {"sums": sums, "nearest": nearest, "stochastic": stochastic, "digests": digests}
 
@@ -162,7 +164,8 @@ def inject(
     """
     if rounding not in get_args(Rounding):
         raise PastryError(f"rounding {rounding!r} is unknown; wanted {', '.join(get_args(Rounding))}")
-    _check_lambdas(skills)
+    if not skills:
+        raise PastryError("no skill vector to inject; give at least one --skill")
     weights = Checkpoint(target)
     vectors = [(Skill(path), lam) for path, lam in skills]
     for vector, _ in vectors:
@@ -175,7 +178,7 @@ def inject(
             f"--rounding stochastic is for bfloat16 outputs, this one is {_common(spec.dtype for spec in specs)}; "
             "use --dtype bfloat16 or --rounding nearest"
         )
-    lambdas = [(vector.path, per_tensor(lam, weights.tensors)) for vector, lam in vectors]
+    lambdas = [(vector.path, per_tensor(lam, weights.tensors, f"λ of {vector.path}")) for vector, lam in vectors]
     shards = plan_shards("model", specs, max_shard_bytes)
     identity = {
         "does": "inject",
@@ -215,15 +218,6 @@ def inject(
         )
         write_json(directory / REPORT_FILE, report.model_dump(mode="json"))
     return report
-
-
-def _check_lambdas(skills: list[tuple[Path, Lambda]]) -> None:
-    if not skills:
-        raise PastryError("no skill vector to inject; give at least one --skill")
-    for path, lam in skills:
-        number = isinstance(lam, int | float) and not isinstance(lam, bool) and math.isfinite(lam)
-        if not number and not isinstance(lam, ModuleLambdas):
-            raise PastryError(f"λ of {path} is {lam!r}, wanted a finite number such as 0.8")
 
 
 def _arrived(records: Any, key: str) -> dict[str, float | None]:

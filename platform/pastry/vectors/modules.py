@@ -18,6 +18,7 @@ _GROUPS = {
     "attention": re.compile(r"attn|attention"),
     "mlp": re.compile(r"mlp|feed_forward|ffn|experts|(^|\.)fc\d"),
 }
+MAX_LAMBDA = 3.4e38
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _RULE = re.compile(r"(?P<group>[a-z]+|/(?P<regex>[^/]+)/)(?:\[(?P<first>\d+)-(?P<last>\d+)\])?=(?P<lam>[^=]+)")
 _FORM = "wanted GROUP=λ or GROUP[FIRST-LAST]=λ, for instance attention=1,mlp[0-11]=0.5~1,all=0 (groups: " + (
@@ -107,9 +108,13 @@ def parse_lambda(text: str, where: str) -> Lambda:
     return ModuleLambdas(text, tuple(rules))
 
 
-def per_tensor(lam: Lambda, names: Iterable[str]) -> dict[str, float]:
-    """λ of each tensor in `names`."""
-    return lam.per_tensor(names) if isinstance(lam, ModuleLambdas) else dict.fromkeys(names, float(lam))
+def per_tensor(lam: Lambda, names: Iterable[str], where: str) -> dict[str, float]:
+    """λ of each tensor in `names`; PastryError beginning with `where` if it is not a number, or too large for float32."""
+    lambdas = lam.per_tensor(names) if isinstance(lam, ModuleLambdas) else dict.fromkeys(names, lam)
+    for found in lambdas.values():
+        if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) <= MAX_LAMBDA:
+            raise PastryError(f"{where} is {found!r}, wanted a finite number such as 0.8")
+    return lambdas
 
 
 def _number(text: str, where: str) -> float:

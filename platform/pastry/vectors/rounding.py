@@ -13,7 +13,6 @@ from pastry.vectors import kernels
 
 FLOAT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "float16": np.dtype(np.float16)}
 """The dtypes that weights can be computed and stored in, and what holds them in memory: bfloat16 as its bits."""
-OVERFLOW = "the value does not fit the dtype; use a wider --dtype or a smaller λ"
 BLOCK = 1 << 20
 """Elements: 4 MB in float32, so that all operands of a block stay in the processor's cache."""
 
@@ -58,11 +57,14 @@ def widen(
     NaN or Inf is a PastryError naming `where` and the index in the tensor, of which the block begins at element `start`.
     """
     values = stored if stored.dtype == np.float32 else scratch
+    bits = values.view(np.uint32)
     if stored.dtype == np.uint16:
-        kernels.widen_bfloat16(stored, values.view(np.uint32))
-    elif stored.dtype == np.float16:
-        np.copyto(values, stored)
-    if kernels.has_non_finite(values.view(np.uint32)):
+        non_finite = kernels.widen_bfloat16(stored, bits)
+    else:
+        if values is not stored:
+            np.copyto(values, stored)
+        non_finite = kernels.has_non_finite(bits)
+    if non_finite:
         first = int(np.flatnonzero(~np.isfinite(values))[0])
         index = [int(i) for i in np.unravel_index(start + first, shape)]
         raise PastryError(f"{where} is {values[first]} at index {index}; {advice}")
@@ -83,6 +85,11 @@ def round_to(values: np.ndarray, out: np.ndarray, start: int, key: int | None = 
     else:
         kernels.stochastic_bfloat16(values.view(np.uint32), out, np.uint64(key), np.uint64(start))
     return out
+
+
+def overflow_advice(dtype: str) -> str:
+    """What `widen` is to say of numbers that `round_to` made infinite."""
+    return f"the value does not fit {dtype}; use a wider --dtype or a smaller λ"
 
 
 def derive_key(seed: int, name: str) -> int:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
 
 from pastry.errors import PastryError
 from pastry.vectors.architecture import Architecture
@@ -17,6 +17,8 @@ from pastry.vectors.files import parse_model, read_json
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_blocks, tensor_digest
 from pastry.vectors.recipe import NAME
 from pastry.vectors.rounding import block_ranges
+from pastry.vectors.safetensors_format import TensorInfo, TensorSpec
+from pastry.vectors.sparse_format import SparseTensors
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ class SkillTensor(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     digest: str
-    shape: tuple[int, ...]
+    shape: tuple[NonNegativeInt, ...]
     dtype: str
     norm: FiniteFloat
     zeros: int
@@ -59,11 +61,22 @@ class SkillTensor(BaseModel):
     """Elements where start + 1.0·v, cast to the end's dtype, is not the end bit for bit."""
 
 
+class SkillSource(BaseModel):
+    """One of the skill vectors that a combined one was made of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    fingerprint: str
+    weight: FiniteFloat
+
+
 class SkillManifest(SkillFacts):
     """skill.json. Norms and cosines are of the tensors as stored, accumulated in float64."""
 
     schema_version: Literal[2] = 2
-    method: Literal["difference", "random"]
+    method: str
+    """difference, random, or the name of the method in merging.py that combined `sources`."""
     fingerprint: str
     """Of the vector's own tensors."""
     end: str | None = None
@@ -73,10 +86,16 @@ class SkillManifest(SkillFacts):
     base: str | None = None
     control_of: str | None = None
     """Fingerprint of the skill vector that a random one is the control of."""
+    encoding: Literal["dense", "sparse-zstd"] = "dense"
+    """How the files hold the tensors; digests are of the decoded ones."""
+    sources: list[SkillSource] = []
+    """The skill vectors that were combined, in order."""
+    settings: dict[str, bool | int | FiniteFloat | str] = {}
+    """What the combination was made with, defaults included."""
     computed_dtype: Literal["float32"] = "float32"
     stored_dtype: str
     source_dtypes: list[str]
-    """The dtypes that the end and the start were stored in."""
+    """The dtypes that the end and the start, or the combined vectors, were stored in."""
     architecture: Architecture
     norm: FiniteFloat
     cosine_to_sft: FiniteFloat | None = None
@@ -105,6 +124,11 @@ class Skill(TensorDirectory):
 
     def __init__(self, path: Path):
         super().__init__(path)
+        self._sparse = None
+        if self.manifest.encoding == "sparse-zstd":
+            specs = {name: TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in self.manifest.tensors.items()}
+            self._sparse = SparseTensors(self.tensors, specs, super()._read_bytes)
+            self.tensors = self._sparse.tensors
         recorded, stored = self.manifest.tensors, self.tensors
         for name in sorted(recorded.keys() | stored.keys()):
             if name not in stored or name not in recorded:
@@ -139,6 +163,12 @@ class Skill(TensorDirectory):
                 f"{self.path}: tensor {name} has digest {found}, {MANIFEST_FILE} says {wanted}; "
                 "the file is damaged, extract or pull it again"
             )
+
+    def _read_bytes(self, info: TensorInfo, offset: int, into: memoryview) -> None:
+        if self._sparse:
+            self._sparse.read(info, offset, into)
+        else:
+            super()._read_bytes(info, offset, into)
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name`; PastryError if its digest is not the manifest's, KeyError if there is no such tensor."""
