@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pastry.engine.transformers_engine import Completion, TransformersEngine
 from pastry.errors import PastryError
+from pastry.vectors.modules import Lambda, ModuleLambdas, lambda_values
 from pastry.vectors.recipe import Recipe, parse_recipe
 from pastry_serve.config import ServeConfig
 from pastry_serve.protocol import Refused
@@ -52,11 +53,17 @@ class Kitchen:
         for term in recipe.skills:
             self._known(name, term.name, list(self.config.skills), "skill")
             if term.version is not None:
-                message = f"'{name}': versions are not served yet, write {term.name}:{term.lam:g}"
+                message = f"'{name}': versions are not served yet, write {term.name} without @{term.version}"
                 raise Refused(400, message, "model", "invalid_recipe")
             low, high = self.config.lambda_low, self.config.lambda_high
-            if not low <= term.lam <= high:
-                raise Refused(400, f"'{name}': λ = {term.lam:g} is outside {low:g} … {high:g}", "model", "lambda_out_of_range")
+            for lam in lambda_values(term.lam):
+                if not low <= lam <= high:
+                    raise Refused(400, f"'{name}': λ = {lam:g} is outside {low:g} … {high:g}", "model", "lambda_out_of_range")
+        names = [term.name for term in recipe.skills if isinstance(term.lam, ModuleLambdas)]
+        twice = [skill for skill in names if [term.name for term in recipe.skills].count(skill) > 1]
+        if twice:
+            message = f"'{name}': {twice[0]} stands there twice, once by module group; write one term with the sums"
+            raise Refused(400, message, "model", "invalid_recipe")
         return recipe
 
     def _known(self, name: str, wanted: str, known: list[str], kind: str) -> None:
@@ -88,9 +95,9 @@ class Kitchen:
 
     def _generate(self, like: Generation, prompts: list[str]) -> list[Completion]:
         engine = self.engines[like.recipe.target]
-        lambdas: dict[str, float] = defaultdict(float)
+        lambdas: dict[str, Lambda] = {}
         for term in like.recipe.skills:  # a skill named twice counts twice
-            lambdas[term.name] += term.lam
+            lambdas[term.name] = lambdas[term.name] + term.lam if term.name in lambdas else term.lam
         engine.attach(lambdas)
         seed = like.seed if like.seed is not None else next(self._counter)
         return engine.generate(

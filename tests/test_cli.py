@@ -74,7 +74,7 @@ def test_json_output_of_inject_is_its_report(pastry, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lam", "message"), [("high", "λ must be a number, found 'high'"), ("nan", "finite"), ("inf", "finite"), ("", "found ''")]
+    ("lam", "message"), [("high", "λ is 'high', wanted a finite number"), ("nan", "finite"), ("inf", "finite"), ("", "λ is ''")]
 )
 def test_a_lambda_that_is_no_number(pastry, checkpoint, tmp_path, lam, message):
     target = checkpoint("target")

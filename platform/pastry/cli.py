@@ -15,14 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pastry.errors import PastryError
-from pastry.vector_cli import AsJson, say, vector
+from pastry.vector_cli import AsJson, DryRun, say, vector
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(vector, name="vector")
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML settings of a run, for example jobs/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.subkey=value.", metavar="[KEY=VALUE]...")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be done, spend nothing.")]
 
 
 @app.callback()

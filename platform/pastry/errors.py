@@ -3,3 +3,7 @@
 
 class PastryError(Exception):
     """A user's mistake. Its text is the whole message; the command line prints it and exits with 2."""
+
+    def __str__(self) -> str:
+        # File names that are not UTF-8 hold halves of surrogate pairs, which no terminal or log takes.
+        return super().__str__().encode("utf-8", "backslashreplace").decode()

@@ -65,16 +65,14 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture
 def save(tmp_path):
-    """save(name, tensors, dtype=…, max_shard_bytes=…) writes a checkpoint directory and returns its path."""
+    """save(directory, tensors, dtype=…, max_shard_bytes=…) writes a checkpoint directory and returns its path."""
 
-    def save(name, tensors, dtype=torch.float32, max_shard_bytes=10**9):
-        path = tmp_path / name
+    def save(directory, tensors, dtype=torch.float32, max_shard_bytes=10**9):
+        path = tmp_path / directory
         path.mkdir()
         tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()}
-        names = {torch.float8_e4m3fn: "F8_E4M3"}
-        specs = [
-            TensorSpec(key, names.get(t.dtype, str(t.dtype).removeprefix("torch.")), tuple(t.shape)) for key, t in tensors.items()
-        ]
+        name = "F8_E4M3" if dtype == torch.float8_e4m3fn else str(dtype).removeprefix("torch.")
+        specs = [TensorSpec(key, name, tuple(tensor.shape)) for key, tensor in tensors.items()]
         shards = plan_shards("model", specs, max_shard_bytes)
         for shard in shards:
             save_file({s.name: tensors[s.name].contiguous() for s in shard.tensors}, path / shard.file, {"format": "pt"})

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from pastry.errors import PastryError
+from pastry.vectors.checkpoint import checkpoint_fingerprint
 from pastry.vectors.extract import extract
-from pastry.vectors.fingerprint import checkpoint_fingerprint
 from pastry.vectors.skill import Skill
 from tests.vectors.conftest import load, nearby, random_tensors
 

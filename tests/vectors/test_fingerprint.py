@@ -1,6 +1,7 @@
 import torch
 
-from pastry.vectors.fingerprint import checkpoint_fingerprint, fingerprint, tensor_blocks, tensor_digest
+from pastry.vectors.checkpoint import checkpoint_fingerprint
+from pastry.vectors.fingerprint import fingerprint, tensor_blocks, tensor_digest
 from pastry.vectors.rounding import BLOCK
 from pastry.vectors.safetensors_format import TensorSpec
 from tests.vectors.conftest import random_tensors

@@ -5,9 +5,8 @@ import torch
 import transformers
 
 from pastry.errors import PastryError
-from pastry.vectors.checkpoint import Checkpoint
+from pastry.vectors.checkpoint import Checkpoint, checkpoint_fingerprint
 from pastry.vectors.extract import extract
-from pastry.vectors.fingerprint import checkpoint_fingerprint
 from pastry.vectors.inject import InjectReport, inject
 from pastry.vectors.skill import Skill
 from tests.vectors.conftest import edit_json, load, nearby, random_tensors, same_bits

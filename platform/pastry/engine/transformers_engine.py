@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pastry.errors import PastryError
-from pastry.vectors.skill import Skill
+from pastry.vectors.lowrank import open_skill
+from pastry.vectors.modules import Lambda, per_tensor
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(target, padding_side="left")
         self.model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(self.device).eval()
-        self.attached: dict[str, float] = {}
+        self.attached: dict[str, Lambda] = {}
         self._weights = dict(self.model.named_parameters())
         self._target: dict[str, torch.Tensor] = {}
         self._vectors: dict[str, dict[str, torch.Tensor]] = {}
@@ -51,7 +52,7 @@ class TransformersEngine:
 
     def add_skill(self, name: str, path: Path | str) -> None:
         """Hold a skill vector ready under a name; its λ stays 0 until `attach`."""
-        skill = Skill(path)
+        skill = open_skill(path)
         vector = {}
         for tensor, info in skill.tensors.items():
             if tensor not in self._weights:
@@ -67,21 +68,20 @@ class TransformersEngine:
         self._vectors[name] = vector
 
     @torch.no_grad()
-    def attach(self, lambdas: Mapping[str, float]) -> None:
-        """Set every skill's λ; a skill not named gets 0. One pass over the weights in memory."""
-        for name, lam in lambdas.items():
+    def attach(self, lambdas: Mapping[str, Lambda]) -> None:
+        """Set every skill's λ, for the whole of it or by module group; a skill not named gets 0. One pass over the weights."""
+        for name in lambdas:
             if name not in self._vectors:
                 raise PastryError(f"skill '{name}' is not loaded; loaded: {', '.join(self._vectors) or 'none'}")
-            if not math.isfinite(lam):
-                raise PastryError(f"λ of skill '{name}' must be a finite number, found {lam}")
-        wanted = {name: float(lam) for name, lam in lambdas.items() if lam}
+        wanted = {name: lam for name, lam in lambdas.items() if lam}
         if wanted == self.attached:
             return
+        scales = {name: per_tensor(lam, self._vectors[name], f"λ of skill '{name}'") for name, lam in wanted.items()}
         for tensor, start in self._target.items():
             total = start.float()
-            for name, lam in wanted.items():
+            for name, scale in scales.items():
                 if tensor in self._vectors[name]:
-                    total = total + lam * self._vectors[name][tensor]
+                    total = total + scale[tensor] * self._vectors[name][tensor]
             self._weights[tensor].copy_(total)
         self.attached = wanted
 

@@ -21,7 +21,7 @@ from pastry.pipeline.workers import remote
 from pastry.registry.resolve import REGISTERED, local_path
 from pastry.training.job import LanguageModelJob
 from pastry.training.launch import run_training
-from pastry.vectors.fingerprint import checkpoint_fingerprint
+from pastry.vectors.checkpoint import checkpoint_fingerprint
 
 GATE_QUESTIONS = 324
 """Pre-training questions the gate asks: a quarter of the lab's."""

@@ -10,7 +10,7 @@ from pastry.pipeline.stage import Context
 from pastry.pipeline.vectors import skill_directory
 from pastry.registry.register import register_recipe, register_skill
 from pastry.vectors.files import read_json, write_json
-from pastry.vectors.skill import Skill
+from pastry.vectors.lowrank import open_skill
 
 ALIAS = "champion"
 
@@ -34,7 +34,7 @@ def register(context: Context) -> dict[str, Any]:
         f"paired gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
     )
     skill_uri = register_skill(tracker.client, skill, context.run.run_id, tags, ALIAS, description)
-    manifest = Skill(skill).manifest
+    manifest = open_skill(skill).manifest
     recipe = {
         "target": str(target),
         "skills": [{"name": manifest.name, "path": str(skill), "fingerprint": manifest.fingerprint, "lambda": best["lambda"]}],

@@ -9,8 +9,8 @@ from pastry.domains import load_domain
 from pastry.pipeline.stage import MARKER, Context
 from pastry.vectors import extract as extracting
 from pastry.vectors import inject as injecting
+from pastry.vectors.checkpoint import checkpoint_fingerprint
 from pastry.vectors.files import read_json
-from pastry.vectors.fingerprint import checkpoint_fingerprint
 
 
 def skill_directory(stage: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 
 from pastry.config import ResourceSettings
+from pastry.vectors.shards import Spread
 
 MOST_WORKERS = 8
 """Of `workers: auto`: beyond it the batches of small models are too thin; name a number for more."""
@@ -59,3 +60,27 @@ def most_workers(resources: ResourceSettings) -> int:
 def remote(function: Callable, resources: ResourceSettings) -> Callable:
     """The function as a Ray task with a worker's resources: `remote(f, resources)(*args)` gives an object reference."""
     return ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=int(resources.use_gpu))(function).remote
+
+
+def spread(workers: int) -> Spread:
+    """`map` over Ray tasks, `workers` of them at a time: for shards of vectors and checkpoints on a shared file system.
+
+    A PastryError of a task is raised here as itself.
+    """
+
+    def over_tasks(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        connect()
+        # Ray takes plain functions only, and `function` may be a partial one.
+        task = ray.remote(num_cpus=1)(lambda item: function(item))
+        waiting = [task.remote(item) for item in items[:workers]]
+        for started in range(len(items)):
+            try:
+                result = ray.get(waiting[started])
+            except ray.exceptions.RayTaskError as error:
+                for reference in waiting[started:]:
+                    ray.cancel(reference)
+                raise error.cause from None
+            waiting += [task.remote(item) for item in items[len(waiting) : len(waiting) + 1]]
+            yield result
+
+    return over_tasks

@@ -13,7 +13,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from pastry.registry.resolve import LOCATION
-from pastry.vectors.skill import MANIFEST_FILE, Skill
+from pastry.vectors.lowrank import open_skill
+from pastry.vectors.skill import MANIFEST_FILE
 
 RECIPE_CODE = Path(__file__).with_name("recipe_model.py")
 SIGNATURE = ModelSignature(
@@ -30,7 +31,7 @@ def register_skill(client: MlflowClient, skill: Path, run_id: str, tags: dict[st
     MLflow gets the manifest and, as a tag, the directory's URI: tracking servers refuse a local path as a version's
     source, and gigabytes would take long through their upload. Registering the same vector again gives the version it has.
     """
-    manifest = Skill(skill).manifest
+    manifest = open_skill(skill).manifest
     _ensure(client, manifest.name, "pastry.type", "skill")
     found = [
         v

@@ -8,7 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from pastry.errors import PastryError
-from pastry.vectors.files import parse_model, read_json
+from pastry.vectors.files import parse_model, read_json, read_text, write_json
+
+BASE_FILE = "pastry.json"
+"""In a checkpoint's directory: {"base": the fingerprint of the base it was trained from}."""
 
 
 class Architecture(BaseModel):
@@ -24,6 +27,8 @@ class Architecture(BaseModel):
     vocabulary_digest: str | None = None
     special_tokens_digest: str | None = None
     chat_template_digest: str | None = None
+    base: str | None = None
+    """Fingerprint of the base: a skill vector belongs to models of the same one."""
 
 
 def read_architecture(directory: Path, config: dict[str, Any]) -> Architecture:
@@ -37,7 +42,13 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> Architecture:
     facts = {**text_config, **config} if isinstance(text_config, dict) else config
     keys = ("model_type", "architectures", "vocab_size", "hidden_size", "tie_word_embeddings")
     stated = {key: facts[key] for key in keys if key in facts}
-    return parse_model(Architecture, {**stated, **_tokenizer_digests(directory)}, str(directory / "config.json"))
+    base = {"base": read_json(directory / BASE_FILE).get("base")} if (directory / BASE_FILE).exists() else {}
+    return parse_model(Architecture, {**stated, **_tokenizer_digests(directory), **base}, str(directory / "config.json"))
+
+
+def record_base(directory: Path, base: str) -> None:
+    """Write down that the checkpoint in `directory` was trained from the base with this fingerprint."""
+    write_json(directory / BASE_FILE, {"base": base})
 
 
 def _tokenizer_digests(directory: Path) -> dict[str, str]:
@@ -61,7 +72,7 @@ def _chat_template(directory: Path) -> Any:
     # The same precedence as transformers: the file of its own wins over the key.
     template = directory / "chat_template.jinja"
     if template.exists():
-        return template.read_text(encoding="utf-8")
+        return read_text(template)
     config = directory / "tokenizer_config.json"
     return (read_json(config).get("chat_template") if config.exists() else None) or ""
 

@@ -1,114 +1,28 @@
-"""Several skill vectors into one, block by block, by a method of merging.py."""
+"""Several skill vectors into one, by a method of merging.py."""
 
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, combinations, combinations_with_replacement
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
-
-import numpy as np
+from typing import Any, get_args
 
 from pastry.errors import PastryError
-from pastry.vectors import kernels, merging
+from pastry.vectors import merging
 from pastry.vectors.architecture import Architecture
+from pastry.vectors.combination import CombineWork, OpenUpdate, Per, Plan, whole_dots
 from pastry.vectors.compatibility import check_same_architecture
-from pastry.vectors.derived import DerivedWork, write_derived
+from pastry.vectors.derived import write_derived
 from pastry.vectors.files import parse_model, refuse_existing
-from pastry.vectors.fingerprint import block_digest, checkpoint_fingerprint
-from pastry.vectors.geometry import CheckpointUpdate
-from pastry.vectors.rounding import Scratch, block_ranges, check_float_dtype, derive_key
+from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
+from pastry.vectors.geometry import Update
+from pastry.vectors.lowrank import AnySkill, open_skill
+from pastry.vectors.rounding import Scratch, block_ranges, check_float_dtype
 from pastry.vectors.safetensors_format import TensorSpec
-from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Shard, Spread, plan_shards
-from pastry.vectors.skill import TENSOR_STEM, Skill, SkillFacts, SkillManifest, SkillSource
-
-Per = Literal["tensor", "whole"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that a combined vector's numbers follow from. Any process can open it."""
-
-    skills: tuple[Path, ...]
-    weights: tuple[float, ...]
-    method: str
-    settings: dict[str, Any]
-    update: tuple[Path, Path] | None
-    """End and start of the update that the result is made orthogonal to."""
-    per: Per
-    coefficient: float = 0.0
-    """⟨v,u⟩/⟨u,u⟩ of the whole vector; not used where `per` is "tensor"."""
-    factor: float = 1.0
-
-
-class Whole(NamedTuple):
-    """What is known of a whole tensor before its blocks are computed."""
-
-    parameters: dict[str, Any]
-    """Of the method; but for `first`, which differs from block to block."""
-    coefficient: float
-
-
-class CombineWork(DerivedWork):
-    """(m − c·u)·factor, where m is what the method makes of the skills' blocks."""
-
-    def __init__(self, plan: Plan):
-        super().__init__()
-        self.plan = plan
-        self.skills = [Skill(path) for path in plan.skills]
-        self.update = CheckpointUpdate(*plan.update) if plan.update else None
-        self.needs = merging.parameters(plan.method)
-
-    def prepare(self, spec: TensorSpec) -> Whole:
-        plan, scratch = self.plan, Scratch()
-        known = {**plan.settings, "weights": plan.weights}
-        if "thresholds" in self.needs:
-            known["thresholds"] = [
-                merging.magnitude_threshold(
-                    partial(_tensor_values, skill, spec, scratch), spec.elements, plan.settings["density"]
-                )
-                for skill in self.skills
-            ]
-        if "keys" in self.needs:
-            seed, count = plan.settings["seed"], len(self.skills)
-            known["keys"] = [derive_key(seed, f"{spec.name}, source {i}") for i in range(count)]
-        whole = Whole({name: known[name] for name in self.needs & known.keys()}, plan.coefficient)
-        if self.update and plan.per == "tensor":
-            unchanged = whole._replace(coefficient=0.0)
-            dots = [self._dots(spec, *block, unchanged, scratch, True) for block in block_ranges(spec.elements)]
-            v_u, _, u_u = (math.fsum(block[i] for block in dots) for i in range(3))
-            whole = whole._replace(coefficient=merging.component(v_u, u_u))
-        return whole
-
-    def values(self, spec: TensorSpec, start: int, stop: int, prepared: Whole, scratch: Scratch) -> tuple[np.ndarray, Any]:
-        read = [skill.widened_block(spec.name, start, stop, scratch) for skill in self.skills]
-        digests = [block_digest(stored) for _, stored in read]
-        parameters = {**prepared.parameters, "first": start} if "first" in self.needs else prepared.parameters
-        merged = merging.METHODS[self.plan.method]([v for v, _ in read], **parameters)
-        if prepared.coefficient:
-            u = self.update.block(spec.name, start, stop, scratch)
-            merged = merging.without_component(merged, u, prepared.coefficient)
-        return merging.scaled(merged, self.plan.factor), digests
-
-    def check(self, spec: TensorSpec, facts: list[Any]) -> None:
-        for skill, digests in zip(self.skills, zip(*facts, strict=True), strict=True) if facts else ():
-            skill.check_digest(spec.name, digests)
-
-    def dots(self, spec: TensorSpec, start: int, stop: int, scratch: Scratch, with_update: bool) -> tuple[float, float, float]:
-        """⟨v,u⟩, ⟨v,v⟩ and ⟨u,u⟩ of a block of the result v and the update u; of v and v where not `with_update`."""
-        return self._dots(spec, start, stop, self._prepare_once(spec), scratch, with_update)
-
-    def _dots(
-        self, spec: TensorSpec, start: int, stop: int, prepared: Whole, scratch: Scratch, with_update: bool
-    ) -> tuple[float, float, float]:
-        v, _ = self.values(spec, start, stop, prepared, scratch)
-        return kernels.dots(v, self.update.block(spec.name, start, stop, scratch) if with_update else v)
+from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards
+from pastry.vectors.skill import TENSOR_STEM, SkillFacts, SkillManifest, SkillSource
 
 
 def combine(
@@ -117,7 +31,7 @@ def combine(
     *,
     name: str,
     method: str,
-    orthogonal_to: tuple[Path, Path] | None = None,
+    orthogonal_to: OpenUpdate | None = None,
     orthogonal_per: Per = "tensor",
     match_norm: bool = False,
     dtype: str = "float32",
@@ -130,9 +44,9 @@ def combine(
 
     `skills` are (skill vector directory, weight); weights other than 1 are for the methods that have them (sum, dare).
     `method` and `settings` are those of merging.METHODS and merging.SETTINGS. Afterwards, in this order: `orthogonal_to`
-    (end, start), two checkpoints such as the target's SFT and its base, takes the component along u = end − start out
-    of each tensor, or of the whole vector (`orthogonal_per`); `match_norm` scales the vector to the mean of the sources'
-    norms. Computed in float32, stored in `dtype`. The numbers depend on the inputs alone, not on shards or processes.
+    takes the component along an update, such as the target's SFT update, out of each tensor or out of the whole vector
+    (`orthogonal_per`); `match_norm` scales the vector to the mean of the sources' norms.
+    Computed in float32, stored in `dtype`. The numbers depend on the inputs alone, not on shards or processes.
     Memory: some blocks a thread and source. Reads every input once; ties, `orthogonal_to` and `match_norm` read again.
     Raises PastryError for no skills, an unknown method, a setting that does not fit, incompatible sources or sources of
     different bases, a damaged source (naming the tensor), a zero vector or update where a norm is needed, an existing `out`.
@@ -143,23 +57,23 @@ def combine(
     settings = _checked_settings(skills, method, settings)
     if orthogonal_per not in get_args(Per):
         raise PastryError(f"--orthogonal-per {orthogonal_per!r} is unknown; wanted {' or '.join(get_args(Per))}")
-    sources = [Skill(path) for path, _ in skills]
+    if orthogonal_per != "tensor" and not orthogonal_to:
+        raise PastryError(f"--orthogonal-per {orthogonal_per} goes with --orthogonal-to; give both or neither")
+    sources = [open_skill(path) for path, _ in skills]
     _check_sources(sources)
     plan = Plan(tuple(s.path for s in sources), tuple(w for _, w in skills), method, settings, orthogonal_to, orthogonal_per)
     specs = [TensorSpec(info.name, dtype, info.shape) for info in sources[0].tensors.values()]
     shards = plan_shards(TENSOR_STEM, specs, max_shard_bytes)
     recorded = dict(settings)
     if orthogonal_to:
-        check_same_architecture(sources[0], CheckpointUpdate(*orthogonal_to).weights, chat_template=False)
-        end, start = map(checkpoint_fingerprint, orthogonal_to)
-        recorded |= {"orthogonal_to_end": end, "orthogonal_to_start": start, "orthogonal_per": orthogonal_per}
-        if end == start:
-            raise PastryError(f"{orthogonal_to[0]} − {orthogonal_to[1]} is zero: there is nothing to be orthogonal to")
+        update = orthogonal_to()
+        check_same_architecture(sources[0], update.weights, chat_template=False)
+        recorded |= {"orthogonal_to": _update_fingerprint(update), "orthogonal_per": orthogonal_per}
         if orthogonal_per == "whole":
-            v_u, _, u_u = _all_dots(plan, shards, True, spread)
+            v_u, _, u_u = whole_dots(plan, shards, True, spread)
             plan = replace(plan, coefficient=merging.component(v_u, u_u))
     if match_norm:
-        norm = math.sqrt(_all_dots(plan, shards, False, spread)[1])
+        norm = math.sqrt(whole_dots(plan, shards, False, spread)[1])
         wanted = math.fsum(source.manifest.norm for source in sources) / len(sources)
         if norm == 0:
             raise PastryError(f"the combined vector is zero and cannot have the norm {wanted:.4g}; leave out --match-norm")
@@ -195,7 +109,8 @@ def _checked_settings(skills: list[tuple[Path, float]], method: str, given: dict
         raise PastryError("no skill vector to combine; give at least one --skill")
     for path, weight in skills:
         if not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise PastryError(f"the weight of {path} is {weight!r}, wanted a finite number such as 0.5")
+            found = getattr(weight, "text", weight)  # the rules of a ModuleLambdas, as they were written
+            raise PastryError(f"the weight of {path} is {found!r}, wanted a finite number such as 0.5")
         if weight != 1 and not weighted:
             raise PastryError(
                 f"the weight of {path} is {weight}, but {method} takes all skills alike; leave it out or use --method sum"
@@ -203,7 +118,7 @@ def _checked_settings(skills: list[tuple[Path, float]], method: str, given: dict
     return merging.complete_settings(method, len(skills), given)
 
 
-def _check_sources(sources: list[Skill]) -> None:
+def _check_sources(sources: list[AnySkill]) -> None:
     # All pairs: a fact that the first source does not state may still differ between two others.
     for a, b in combinations_with_replacement(sources, 2):
         check_same_architecture(a, b)
@@ -215,30 +130,24 @@ def _check_sources(sources: list[Skill]) -> None:
             )
 
 
-def _joint_architecture(sources: list[Skill]) -> Architecture:
+def _joint_architecture(sources: list[AnySkill]) -> Architecture:
     """All facts that any source states."""
     stated = [source.architecture.model_dump(exclude_none=True) for source in reversed(sources)]
     return Architecture(**dict(chain.from_iterable(facts.items() for facts in stated)))
 
 
-def _tensor_values(skill: Skill, spec: TensorSpec, scratch: Scratch) -> Iterator[np.ndarray]:
-    return (skill.widened_block(spec.name, *block, scratch)[0] for block in block_ranges(spec.elements))
-
-
-def _all_dots(plan: Plan, shards: list[Shard], with_update: bool, spread: Spread | None) -> list[float]:
-    """The sums of CombineWork.dots over the whole vector; exact sums of the blocks', so their order does not matter."""
-    blocks = list(chain.from_iterable((spread or map)(partial(_shard_dots, plan, with_update), shards)))
-    return [math.fsum(block[i] for block in blocks) for i in range(3)]
-
-
-def _shard_dots(plan: Plan, with_update: bool, shard: Shard) -> list[tuple[float, float, float]]:
-    work, local = CombineWork(plan), threading.local()
-
-    def dots(spec: TensorSpec, start: int, stop: int) -> tuple[float, float, float]:
-        if not hasattr(local, "scratch"):
-            local.scratch = Scratch()
-        return work.dots(spec, start, stop, local.scratch, with_update)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        futures = [pool.submit(dots, spec, *block) for spec in shard.tensors for block in block_ranges(spec.elements)]
-        return [future.result() for future in futures]
+def _update_fingerprint(update: Update) -> str:
+    """The fingerprint of the update's float32 numbers: what it would have as a skill vector in float32."""
+    if isinstance(update.weights, AnySkill):
+        update.weights.verify()
+    digests, scratch, zero = {}, Scratch(), True
+    for name, info in update.weights.tensors.items():
+        blocks = []
+        for block in block_ranges(info.elements):
+            u = update.block(name, *block, scratch)
+            blocks.append(block_digest(u))
+            zero = zero and not u.any()
+        digests[name] = tensor_digest(TensorSpec(name, "float32", info.shape), blocks)
+    if zero:
+        raise PastryError(f"the update that ends with {update.weights.path} is zero; there is nothing to be orthogonal to")
+    return fingerprint(digests)

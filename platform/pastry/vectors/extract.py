@@ -4,27 +4,30 @@ PAPERS: PaST, Parametric Skill Transfer, arXiv 2601.11258.
 """
 
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pastry.errors import PastryError
 from pastry.vectors import kernels
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
-from pastry.vectors.files import parse_model, write_json
+from pastry.vectors.files import parse_model, refuse_existing, write_json
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
 from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, check_float_dtype, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards, sharded_output
 from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillFacts, SkillManifest, SkillTensor, summarise
+from pastry.vectors.vocabulary import TOKENIZER_FILE
 
 
 class ExtractWork:
     """end − start of each block, with what the manifest says about it."""
 
-    def __init__(self, end: Path, start: Path, base: Path | None):
+    def __init__(self, end: Path, start: Path, base: Path | None = None):
         self.inputs = {"end": Checkpoint(end), "start": Checkpoint(start)}
         if base is not None:
             self.inputs["base"] = Checkpoint(base)
@@ -90,16 +93,18 @@ def extract(
     name: str,
     base: Path | None = None,
     dtype: str = "float32",
+    dry_run: bool = False,
     spread: Spread | None = None,
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     **facts: object,
-) -> SkillManifest:
+) -> SkillManifest | None:
     """Write the skill vector `name` = end − start to the new directory `out` and return its manifest.
 
     `end` and `start` are checkpoint directories (float32, bfloat16 or float16; the difference is taken in float32),
     `dtype` is what the vector is stored in. With `base`, the manifest holds the cosines to the SFT update start − base.
-    `facts` are the fields of SkillFacts. Memory: some blocks a thread, whatever the model's size.
+    `facts` are the fields of SkillFacts. `dry_run` only checks, and returns None.
+    Memory: some blocks a thread, whatever the model's size.
     Raises PastryError for incompatible or unreadable checkpoints, NaN or Inf, an existing `out`, an unknown fact.
     """
     check_float_dtype(dtype)
@@ -120,12 +125,18 @@ def extract(
         "inputs": [[str(side.path.absolute()), side.stamp()] for side in inputs],
         "shards": [[shard.file, dtype, len(shard.tensors)] for shard in shards],
     }
-    open_work = partial(ExtractWork, end, start, base)
+    refuse_existing(out)
+    if dry_run:
+        return None
+    open_work = partial(ExtractWork, *(side.path.absolute() for side in inputs))
     with sharded_output(out, shards, open_work, identity, spread=spread, progress=progress) as (directory, records):
         parents = {
             role: fingerprint({tensor: record["digests"][role] for tensor, record in records.items()})
             for role in ("end", "start", "base")[: len(inputs)]
         }
+        recorded = start_weights.architecture.base
+        if recorded and parents.setdefault("base", recorded) != recorded:
+            raise PastryError(f"{base}: its fingerprint is {parents['base']}, but {start} was trained from {recorded}")
         dots = [math.fsum(record["dots"][key] for record in records.values()) for key in ("v_sft", "v_v", "sft_sft")]
         sources = [*end_weights.tensors.values(), *start_weights.tensors.values()]
         manifest = SkillManifest(
@@ -135,8 +146,11 @@ def extract(
             method="difference",
             stored_dtype=dtype,
             source_dtypes=sorted({info.dtype for info in sources}),
-            architecture=end_weights.architecture,
+            architecture=end_weights.architecture.model_copy(update={"base": parents.get("base")}),
             cosine_to_sft=kernels.cosine_from_dots(*dots),
         )
+        if (end_weights.path / TOKENIZER_FILE).is_file():
+            # Which row of the embeddings is which token: what --vocab intersect needs to know.
+            shutil.copyfile(end_weights.path / TOKENIZER_FILE, directory / TOKENIZER_FILE)
         write_json(directory / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest

@@ -4,9 +4,10 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 from pastry.errors import PastryError
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_DEPTH = 100
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -105,12 +108,10 @@ def refuse_existing(out: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises PastryError if it is missing, malformed, or not an object."""
     path = Path(path)
+    text = read_text(path, "JSON")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PastryError(f"{path}: no such file") from None
-    except OSError as error:
-        raise PastryError(f"{path}: cannot be read ({error.strerror})") from error
+        document = parse_json(text)
+        _check_depth(document)
     except (ValueError, RecursionError) as error:
         raise PastryError(f"{path}: not valid JSON ({error}); restore the file from its source") from error
     if not isinstance(document, dict):
@@ -118,11 +119,51 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write `document` to `path` in one step: temporary sibling, fsync, rename. NaN and infinities are a ValueError."""
+def read_text(path: Path, what: str = "UTF-8 text") -> str:
+    """The text in the regular file `path`. Raises PastryError, which says `what` was wanted, if there is none."""
+    # Opening a pipe would wait for ever, reading a device never end.
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise PastryError(f"{path}: cannot be read (not a regular file, or a link to nothing)")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PastryError(f"{path}: no such file") from None
+    except OSError as error:
+        raise PastryError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise PastryError(f"{path}: not valid {what} ({error}); restore the file from its source") from error
+
+
+def parse_json(text: str, **hooks: Any) -> Any:
+    """json.loads, but half of a surrogate pair, which no UTF-8 file can hold, is a ValueError."""
+    document = json.loads(text, **hooks)
+    if _SURROGATE.search(text):
+        json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
+def _check_depth(document: Any) -> None:
+    # What is read is handed to functions that recurse: JSON's writer, pydantic, comparisons.
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [child for value in level if isinstance(value, dict | list) for child in _children(value)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def write_json(path: Path, document: dict[str, Any], *, allow_nan: bool = False) -> None:
+    """Write `document` to `path` in one step: temporary sibling, fsync, rename.
+
+    NaN and infinities are a ValueError; `allow_nan` is for other people's documents, such as a config.json with Infinity.
+    """
     path = Path(path)
     tmp = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n"
     try:
         tmp.write_text(text, encoding="utf-8")
         fsync(tmp)

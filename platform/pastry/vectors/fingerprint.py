@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from blake3 import blake3
 
-from pastry.vectors.checkpoint import TensorDirectory
-from pastry.vectors.rounding import BLOCK, block_ranges
+from pastry.vectors.rounding import BLOCK
 from pastry.vectors.safetensors_format import TensorSpec
 
 if TYPE_CHECKING:
@@ -49,16 +47,3 @@ def tensor_digest(spec: TensorSpec, blocks: Iterable[bytes]) -> str:
 def fingerprint(digests: Mapping[str, str]) -> str:
     """ "blake3:…" over tensor names and their digests, whatever their order."""
     return PREFIX + blake3(json.dumps(sorted(digests.items())).encode()).hexdigest()
-
-
-def directory_digests(directory: TensorDirectory) -> dict[str, str]:
-    """The digest of every tensor, read block by block."""
-    return {
-        name: tensor_digest(info, (block_digest(directory.read_block(name, *block)) for block in block_ranges(info.elements)))
-        for name, info in sorted(directory.tensors.items())
-    }
-
-
-def checkpoint_fingerprint(path: Path) -> str:
-    """Fingerprint of all tensors in the directory `path`; raises PastryError if it cannot be opened."""
-    return fingerprint(directory_digests(TensorDirectory(path)))

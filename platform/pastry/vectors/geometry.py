@@ -1,12 +1,14 @@
 """How two updates of one architecture lie to each other: cosines, whole and per layer and module, and what chance gives.
 
 What a cosine has to differ from: turn the signs of one update's elements at random, each by itself, and keep all
-magnitudes. The cosine then has mean 0 and standard deviation √(Σ a_i²b_i²) / (‖a‖‖b‖), exactly; it is a sum of many
-independent terms, so 95 % of it lies within 1.96 of these (and, whatever the terms, 95 % within 2.72: Hoeffding, "Probability
-inequalities for sums of bounded random variables", JASA 58, 1963). Two random directions of n dimensions have 1/√n, and
-permuting one update's elements gives that again; but updates move some weights far more than others, and mostly the same
-ones, which makes chance cosines larger than 1/√n. The signs' null keeps this. It does not keep dependence between elements
-(shared singular directions), which is one of the things a cosine outside it can mean.
+magnitudes. The cosine then has mean 0 and the standard deviation √(Σ a_i²b_i²) / (‖a‖‖b‖), exactly. It is a sum of
+independent terms, so about 95 % of it lies within 1.96 of these where no few elements dominate, and at least 95 % within
+2.72 whatever the elements (Hoeffding: Probability inequalities for sums of bounded random variables, JASA 58, 1963).
+
+Two random directions in n dimensions have 1/√n, and so has, up to the means, permuting one update's elements. But an update
+moves some elements far more than others, and two updates mostly the same ones: chance cosines are then larger than that,
+which the signs keep account of. They do not account for dependence between elements (singular directions that all updates
+share), so a cosine outside says that the signs agree, not why; and among 10⁹ elements it may be outside and tiny.
 """
 
 import math
@@ -21,10 +23,10 @@ from numba import njit
 from pastry.vectors import kernels
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import Weights, check_same_architecture
+from pastry.vectors.lowrank import open_skill
 from pastry.vectors.modules import OUTSIDE_LAYERS, layer_and_module
 from pastry.vectors.rounding import Scratch, block_ranges
 from pastry.vectors.shards import Progress
-from pastry.vectors.skill import Skill
 
 BAND = 1.96
 """Standard deviations either side that hold 95 % of a normal distribution."""
@@ -45,7 +47,7 @@ class SkillUpdate:
     """A skill vector, as an update."""
 
     def __init__(self, path: Path):
-        self.weights = self._skill = Skill(path)
+        self.weights = self._skill = open_skill(path)
 
     def block(self, name: str, start: int, stop: int, scratch: Scratch) -> np.ndarray:
         return self._skill.widened_block(name, start, stop, scratch)[0]
@@ -102,7 +104,7 @@ class Comparison:
 
     @property
     def outside(self) -> bool:
-        """Whether the cosine lies outside the 95 % that random signs give."""
+        """Whether the cosine lies outside the 95 % that random signs give (more than BAND standard deviations)."""
         return self.z is not None and abs(self.z) > BAND
 
     def document(self) -> dict[str, float | int | bool | None]:

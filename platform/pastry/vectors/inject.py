@@ -14,20 +14,23 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pastry.errors import PastryError
 from pastry.vectors import kernels
+from pastry.vectors.architecture import BASE_FILE
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
-from pastry.vectors.files import write_json
+from pastry.vectors.files import refuse_existing, write_json
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
+from pastry.vectors.lowrank import AnySkill, open_skill
 from pastry.vectors.modules import Lambda, ModuleLambdas, per_tensor
 from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, check_float_dtype, derive_key, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards, sharded_output
-from pastry.vectors.skill import Skill
+from pastry.vectors.vocabulary import IntersectedSkill, SharedRows
 
 REPORT_FILE = "inject.json"
 NEAREST_IS_ENOUGH = 0.99
 COPIED_FILES = (
     "config.json",
+    BASE_FILE,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -43,6 +46,7 @@ COPIED_FILES = (
 )
 
 Rounding = Literal["auto", "nearest", "stochastic"]
+Vocabulary = Literal["same", "intersect"]
 Rounded = Literal["nearest", "stochastic", "mixed"]
 
 
@@ -58,6 +62,7 @@ class Arrived(BaseModel):
 
 
 class InjectedTensor(Arrived):
+    digest: str
     dtype: str
     rounding: Rounded
 
@@ -70,6 +75,8 @@ class InjectedSkill(BaseModel):
     fingerprint: str
     lam: FiniteFloat | str
     """A number, or the rules for module groups as they were written."""
+    shared_rows: SharedRows | None = None
+    """With --vocab intersect: what became of the rows of the embeddings."""
 
 
 class InjectReport(Arrived):
@@ -93,9 +100,11 @@ class InjectReport(Arrived):
 class InjectWork:
     """θ_target + Σ λ·v of each block, rounded, with what arrived."""
 
-    def __init__(self, target: Path, skills: list[tuple[Path, dict[str, float]]], rounding: Rounding, seed: int):
+    def __init__(
+        self, target: Path, skills: list[tuple[Path, dict[str, float]]], rounding: Rounding, seed: int, vocab: Vocabulary
+    ):
         self.target = Checkpoint(target)
-        self.skills = [(Skill(path), lambdas) for path, lambdas in skills]
+        self.skills = [(_open(path, self.target, vocab), lambdas) for path, lambdas in skills]
         self.rounding, self.seed = rounding, seed
 
     def block(self, spec: TensorSpec, start: int, stop: int, scratch: Scratch) -> tuple[np.ndarray, dict[str, Any]]:
@@ -139,6 +148,7 @@ class InjectWork:
             "out": tensor_digest(spec, (block["digests"]["out"] for block in facts)),
             "sums": [math.fsum(block["sums"][i] for block in facts) for i in range(3)],
             "nearest": [math.fsum(block["nearest"][i] for block in facts) for i in range(3)],
+            "dtype": spec.dtype,
             "rounding": _common("stochastic" if block["stochastic"] else "nearest" for block in facts),
         }
 
@@ -151,25 +161,31 @@ def inject(
     dtype: str | None = None,
     rounding: Rounding = "auto",
     seed: int = 0,
+    vocab: Vocabulary = "same",
+    other_base: bool = False,
+    dry_run: bool = False,
     spread: Spread | None = None,
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> InjectReport:
+) -> InjectReport | None:
     """Write target + Σ λ·skill to the new directory `out`, an ordinary Hugging Face checkpoint, and return its report.
 
     `skills` are (skill vector directory, λ). `dtype` None keeps each tensor's own. `rounding` "auto" rounds a block of a
     bfloat16 output stochastically where round-to-nearest would realise less than 99 % of it. The weights depend on the
-    inputs and `seed` alone. Memory: some blocks a thread, whatever the model's size.
+    inputs and `seed` alone. `vocab` "intersect" adds to the embedding rows of the tokens that target and skill share;
+    `other_base` lets a vector be tried on models of another base. `dry_run` only checks, and returns None.
+    Memory: some blocks a thread, whatever the model's size.
     Raises PastryError for a λ that is not finite, incompatible or damaged inputs, overflow, an existing `out`.
     """
-    if rounding not in get_args(Rounding):
-        raise PastryError(f"rounding {rounding!r} is unknown; wanted {', '.join(get_args(Rounding))}")
+    for option, value, known in (("rounding", rounding, Rounding), ("vocab", vocab, Vocabulary)):
+        if value not in get_args(known):
+            raise PastryError(f"{option} {value!r} is unknown; wanted {', '.join(get_args(known))}")
     if not skills:
         raise PastryError("no skill vector to inject; give at least one --skill")
     weights = Checkpoint(target)
-    vectors = [(Skill(path), lam) for path, lam in skills]
+    vectors = [(_open(path, weights, vocab), lam) for path, lam in skills]
     for vector, _ in vectors:
-        check_same_architecture(weights, vector)
+        check_same_architecture(weights, vector, base=not other_base)
     if dtype is not None:
         check_float_dtype(dtype)
     specs = [TensorSpec(info.name, dtype or info.dtype, info.shape) for info in weights.tensors.values()]
@@ -178,16 +194,19 @@ def inject(
             f"--rounding stochastic is for bfloat16 outputs, this one is {_common(spec.dtype for spec in specs)}; "
             "use --dtype bfloat16 or --rounding nearest"
         )
-    lambdas = [(vector.path, per_tensor(lam, weights.tensors, f"λ of {vector.path}")) for vector, lam in vectors]
+    lambdas = [(vector.path.absolute(), per_tensor(lam, weights.tensors, f"λ of {vector.path}")) for vector, lam in vectors]
     shards = plan_shards("model", specs, max_shard_bytes)
     identity = {
         "does": "inject",
         "target": [str(weights.path.absolute()), weights.stamp()],
         "skills": [[vector.manifest.fingerprint, each] for (vector, _), (_, each) in zip(vectors, lambdas, strict=True)],
-        "rounding": [rounding, seed],
+        "options": [rounding, seed, vocab],
         "shards": [[shard.file, [[spec.name, spec.dtype] for spec in shard.tensors]] for shard in shards],
     }
-    open_work = partial(InjectWork, target, lambdas, rounding, seed)
+    refuse_existing(out)
+    if dry_run:
+        return None
+    open_work = partial(InjectWork, weights.path.absolute(), lambdas, rounding, seed, vocab)
     with sharded_output(out, shards, open_work, identity, spread=spread, progress=progress) as (directory, records):
         _copy_companions(weights, directory, dtype)
         tried = rounding != "stochastic" and any(spec.dtype == "bfloat16" for spec in specs)
@@ -202,6 +221,7 @@ def inject(
                     path=str(vector.path),
                     fingerprint=vector.manifest.fingerprint,
                     lam=lam.text if isinstance(lam, ModuleLambdas) else lam,
+                    shared_rows=vector.shared if isinstance(vector, IntersectedSkill) else None,
                 )
                 for vector, lam in vectors
             ],
@@ -210,14 +230,19 @@ def inject(
             nearest_realised_ratio=_arrived(records.values(), "nearest")["realised_ratio"] if tried else None,
             seed=seed,
             tensors={
-                spec.name: InjectedTensor(
-                    **_arrived([records[spec.name]], "sums"), dtype=spec.dtype, rounding=records[spec.name]["rounding"]
+                name: InjectedTensor(
+                    **_arrived([record], "sums"), digest=record["out"], dtype=record["dtype"], rounding=record["rounding"]
                 )
-                for spec in specs
+                for name, record in records.items()
             },
         )
         write_json(directory / REPORT_FILE, report.model_dump(mode="json"))
     return report
+
+
+def _open(path: Path, target: Checkpoint, vocab: Vocabulary) -> AnySkill | IntersectedSkill:
+    skill = open_skill(path)
+    return IntersectedSkill(skill, target) if vocab == "intersect" else skill
 
 
 def _arrived(records: Any, key: str) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ s₁B₁A₁ − s₀B₀A₀ = [B₁, B₀] · diag(s₁…, −s₀…) · [A�
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from pastry.vectors.architecture import Architecture
 from pastry.vectors.checkpoint import TensorDirectory
 from pastry.vectors.files import parse_model, read_json
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
-from pastry.vectors.rounding import OVERFLOW, Scratch, widen
+from pastry.vectors.rounding import Scratch, overflow_advice, widen
 from pastry.vectors.safetensors_format import TensorSpec, encode_header
 from pastry.vectors.skill import MANIFEST_FILE, Skill, SkillManifest, SkillTensor
 
@@ -88,7 +88,7 @@ class FactoredSkill:
         return self.manifest.architecture
 
     def widened_block(self, name: str, start: int, stop: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
-        """Elements `start` to `stop` of the matrix in float32, twice: there is no other stored form. Exact zeros without factors.
+        """Elements `start` to `stop` of the matrix in float32, twice: they have no stored form. Without factors exact zeros.
 
         Each element is summed in float64 and rounded once; its bits do not depend on the block it is read in.
         """
@@ -98,8 +98,12 @@ class FactoredSkill:
             values.fill(0)
         else:
             multiply_block(*factors, start, values)
-            widen(values, values, f"{self.path}: tensor {name}", self.tensors[name].shape, start, OVERFLOW)
+            widen(values, values, f"{self.path}: tensor {name}", self.tensors[name].shape, start, overflow_advice("float32"))
         return values, values
+
+    def block_digests(self, name: str) -> Iterator[bytes]:
+        """The digests of a tensor's scales, B and A as they are on disk: what makes up its digest."""
+        return _part_digests(self.manifest.tensors[name].terms, self._stored_factors(name))
 
     def check_digest(self, name: str, blocks: Iterable[bytes]) -> None:
         """Nothing is left to check of the blocks: they were computed from factors whose digest was verified."""
@@ -127,10 +131,12 @@ class FactoredSkill:
         tensor = self.manifest.tensors[name]
         return factor_specs(tensor.shape, name, tensor.terms) if tensor.terms else []
 
+    def _stored_factors(self, name: str) -> list[np.ndarray]:
+        return [self._files.read_block(f.name, 0, f.elements).reshape(f.shape) for f in self._factor_specs(name)]
+
     def _read_factors(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        tensor = self.manifest.tensors[name]
-        factors = [self._files.read_block(f.name, 0, f.elements).reshape(f.shape) for f in self._factor_specs(name)]
-        found = factor_digest(self.tensors[name], tensor.terms, *factors)
+        tensor, factors = self.manifest.tensors[name], self._stored_factors(name)
+        found = tensor_digest(self.tensors[name], _part_digests(tensor.terms, factors))
         if found != tensor.digest:
             raise PastryError(
                 f"{self.path}: tensor {name} has digest {found}, {MANIFEST_FILE} says {tensor.digest}; "
@@ -142,7 +148,10 @@ class FactoredSkill:
         return b * scales(tensor.terms), a
 
 
-def open_skill(path: Path) -> Skill | FactoredSkill:
+AnySkill = Skill | FactoredSkill
+
+
+def open_skill(path: Path) -> AnySkill:
     """The skill vector in the directory `path`, factored or not; PastryError if it is none."""
     manifest = Path(path) / MANIFEST_FILE
     factored = manifest.is_file() and read_json(manifest).get("method") == METHOD
@@ -163,11 +172,6 @@ def scales(terms: list[Term]) -> np.ndarray:
     return np.repeat([scale for _, scale in terms], [rank for rank, _ in terms])
 
 
-def factor_digest(spec: TensorSpec, terms: list[Term], *factors: np.ndarray) -> str:
-    """ "blake3:…" over the tensor's dtype and shape and, if it has factors, its scales and float32 B and A."""
-    return tensor_digest(spec, [block_digest(part) for part in (scales(terms), *factors)] if factors else [])
-
-
 def describe_factors(spec: TensorSpec, terms: list[Term], b: np.ndarray, a: np.ndarray) -> FactoredTensor:
     """The manifest's entry for `spec` = B·diag(s)·A (float32 b [out, rank], a [rank, in]).
 
@@ -178,7 +182,7 @@ def describe_factors(spec: TensorSpec, terms: list[Term], b: np.ndarray, a: np.n
     r_b, r_a = (np.linalg.qr(side.astype(np.float64), mode="r") for side in (b, a.T))
     rows, columns = np.count_nonzero((b * s).any(axis=1)), np.count_nonzero(a.any(axis=0))
     return FactoredTensor(
-        digest=factor_digest(spec, terms, b, a),
+        digest=tensor_digest(spec, _part_digests(terms, [b, a])),
         shape=spec.shape,
         dtype=spec.dtype,
         norm=float(np.linalg.norm((r_b * s) @ r_a.T)),
@@ -189,7 +193,7 @@ def describe_factors(spec: TensorSpec, terms: list[Term], b: np.ndarray, a: np.n
 
 def zero_tensor(spec: TensorSpec) -> FactoredTensor:
     """The manifest's entry for a tensor that no adapter changes."""
-    digest = factor_digest(spec, [])
+    digest = tensor_digest(spec, [])
     return FactoredTensor(digest=digest, shape=spec.shape, dtype=spec.dtype, norm=0.0, zeros=math.prod(spec.shape))
 
 
@@ -215,13 +219,19 @@ def multiply_block(b, a, start, values):
         for row in range(start // columns, (start + values.size - 1) // columns + 1):
             offset = row * columns - start
             first, stop = max(left, -offset), min(left + _CHUNK, columns, values.size - offset)
-            sums[:] = 0
+            if first >= stop:
+                continue
+            sums[: stop - first] = 0
             for k in range(a.shape[0]):
-                factor = b[row, k]
-                for j in range(first, stop):
-                    sums[j - first] += factor * a[k, j]
-            for j in range(first, stop):
-                values[offset + j] = sums[j - first]
+                # A slice of its own: indices that surely are not negative let the compiler use vector registers.
+                factor, part = b[row, k], a[k, first:stop]
+                for j in range(part.size):
+                    sums[j] += factor * part[j]
+            values[offset + first : offset + stop] = sums[: stop - first]
+
+
+def _part_digests(terms: list[Term], factors: list[np.ndarray]) -> Iterator[bytes]:
+    return (block_digest(part) for part in ([scales(terms), *factors] if factors else []))
 
 
 def _describe(spec: TensorSpec | None) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pastry.errors import PastryError
 
 OUTSIDE_LAYERS = "-"
-_IN_LAYER = re.compile(r"(?:model\.language_model|model|transformer)\.(?:layers|h)\.(\d+)\.(.+)")
+_IN_LAYER = re.compile(r"(?:model\.language_model|model|transformer)\.(?:layers|h)\.([0-9]{1,6})\.(.+)")
 # In this order: a norm inside attention (q_norm, post_attention_layernorm) is a norm.
 _GROUPS = {
     "norms": re.compile(r"norm|(^|\.)ln_"),
@@ -20,7 +20,7 @@ _GROUPS = {
 }
 MAX_LAMBDA = 3.4e38
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_RULE = re.compile(r"(?P<group>[a-z]+|/(?P<regex>[^/]+)/)(?:\[(?P<first>\d+)-(?P<last>\d+)\])?=(?P<lam>[^=]+)")
+_RULE = re.compile(r"(?P<group>[a-z]+|/(?P<regex>[^/]+)/)(?:\[(?P<first>[0-9]{1,6})-(?P<last>[0-9]{1,6})\])?=(?P<lam>[^=]+)")
 _FORM = "wanted GROUP=λ or GROUP[FIRST-LAST]=λ, for instance attention=1,mlp[0-11]=0.5~1,all=0 (groups: " + (
     ", ".join(_GROUPS) + ", all, or /regular expression/; A~B goes from A to B over the layers)"
 )
@@ -77,7 +77,7 @@ class ModuleLambdas:
                 raise PastryError(f"λ {self.text!r}: tensor {name} is in no layer, wanted a number for it before the gradient")
             first, last = (0, deepest) if rule.first is None else (rule.first, rule.last)
             share = (layer - first) / (last - first) if last > first else 0.0
-            return rule.at_first + share * (rule.at_last - rule.at_first)
+            return (1 - share) * rule.at_first + share * rule.at_last
         raise PastryError(f"λ {self.text!r}: no rule matches tensor {name}; end with all=0 to leave the rest alone, or all=1")
 
 
@@ -96,7 +96,7 @@ def parse_lambda(text: str, where: str) -> Lambda:
         if match["regex"]:
             try:
                 re.compile(match["regex"])
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise PastryError(f"{where}: /{match['regex']}/ is not a regular expression ({error})") from error
         first, last = (int(match["first"]), int(match["last"])) if match["first"] else (None, None)
         if first is not None and first > last:
@@ -106,6 +106,11 @@ def parse_lambda(text: str, where: str) -> Lambda:
             raise PastryError(f"{where}: cannot read the gradient {match['lam']!r}; {_FORM}")
         rules.append(Rule(match["group"], first, last, ends[0], ends[-1]))
     return ModuleLambdas(text, tuple(rules))
+
+
+def lambda_values(lam: Lambda) -> list[float]:
+    """Every number that a λ consists of: one, or both ends of each rule."""
+    return [end for rule in lam.rules for end in (rule.at_first, rule.at_last)] if isinstance(lam, ModuleLambdas) else [lam]
 
 
 def per_tensor(lam: Lambda, names: Iterable[str], where: str) -> dict[str, float]:

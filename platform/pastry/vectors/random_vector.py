@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from pastry.vectors.derived import DerivedWork, write_derived
+from pastry.vectors.lowrank import open_skill
 from pastry.vectors.rounding import Scratch, block_ranges, derive_key
 from pastry.vectors.safetensors_format import TensorSpec
-from pastry.vectors.skill import Skill, SkillManifest
+from pastry.vectors.skill import SkillManifest
 
 
 class RandomWork(DerivedWork):
@@ -17,7 +18,7 @@ class RandomWork(DerivedWork):
 
     def __init__(self, skill: Path, seed: int):
         super().__init__()
-        self.norms = {name: tensor.norm for name, tensor in Skill(skill).manifest.tensors.items()}
+        self.norms = {name: tensor.norm for name, tensor in open_skill(skill).manifest.tensors.items()}
         self.seed = seed
 
     def prepare(self, spec: TensorSpec) -> float:
@@ -40,7 +41,7 @@ def random_like(skill: Path, out: Path, seed: int) -> SkillManifest:
     Each tensor's numbers depend on `seed` and its name alone.
     Raises PastryError if `skill` cannot be opened or `out` exists.
     """
-    like = Skill(skill)
+    like = open_skill(skill)
     return write_derived(
         out,
         list(like.tensors.values()),

@@ -14,9 +14,8 @@ from pastry.errors import PastryError
 from pastry.vectors.architecture import Architecture
 from pastry.vectors.checkpoint import TensorDirectory
 from pastry.vectors.files import parse_model, read_json
-from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_blocks, tensor_digest
+from pastry.vectors.fingerprint import fingerprint, tensor_blocks, tensor_digest
 from pastry.vectors.recipe import NAME
-from pastry.vectors.rounding import block_ranges
 from pastry.vectors.safetensors_format import TensorInfo, TensorSpec
 from pastry.vectors.sparse_format import SparseTensors
 
@@ -106,6 +105,12 @@ class SkillManifest(SkillFacts):
         """Elements, in all tensors, where start + 1.0·v is not the end bit for bit."""
         return sum(tensor.not_restored or 0 for tensor in self.tensors.values())
 
+    @property
+    def non_zero_share(self) -> float:
+        """The share of all elements that are not exactly zero."""
+        elements = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        return 1 - sum(tensor.zeros for tensor in self.tensors.values()) / elements if elements else 0.0
+
 
 def summarise(tensors: dict[str, SkillTensor]) -> dict[str, object]:
     """The manifest's fields that follow from its tensors."""
@@ -172,14 +177,20 @@ class Skill(TensorDirectory):
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name`; PastryError if its digest is not the manifest's, KeyError if there is no such tensor."""
-        tensor = super().read(name)
+        if self._sparse:
+            self._sparse.check(name)
+        try:
+            tensor = super().read(name)
+        except RuntimeError as error:
+            needed = self.tensors[name].nbytes
+            raise PastryError(f"{self.path}: tensor {name} needs {needed} bytes, more memory than there is") from error
         self.check_digest(name, tensor_blocks(tensor))
         return tensor
 
     def verify(self) -> None:
         """Read everything; PastryError naming the first tensor whose digest differs, or the whole's fingerprint."""
-        for name, info in sorted(self.tensors.items()):
-            self.check_digest(name, (block_digest(self.read_block(name, *block)) for block in block_ranges(info.elements)))
+        for name in sorted(self.tensors):
+            self.check_digest(name, self.block_digests(name))
         found = fingerprint({name: tensor.digest for name, tensor in self.manifest.tensors.items()})
         if found != self.manifest.fingerprint:
             raise PastryError(

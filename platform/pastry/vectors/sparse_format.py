@@ -78,9 +78,16 @@ class SparseTensors:
                 continue
             if blob.dtype != "uint8" or len(blob.shape) != 1:
                 raise _malformed(blob, f"it is {blob.dtype} {list(blob.shape)}, wanted a list of uint8")
+            if math.prod(max(size, 1) for size in spec.shape) >= 1 << 63 or len(spec.shape) > 64:
+                raise _malformed(blob, f"the manifest says shape {list(spec.shape)}, which is too large to count")
             if spec.dtype not in FLOAT_DTYPES:
                 raise _malformed(blob, f"the manifest says dtype {spec.dtype}, wanted one of {', '.join(FLOAT_DTYPES)}")
             self.tensors[name] = TensorInfo(name, spec.dtype, spec.shape, blob.file, blob.offset)
+
+    def check(self, name: str) -> None:
+        """Raise PastryError unless there are as many blocks as the tensor named `name` takes."""
+        if name in self.tensors:
+            self._block_offsets(self.tensors[name])
 
     def read(self, info: TensorInfo, offset: int, into: memoryview) -> None:
         """Fill `into` with the decoded tensor's bytes from `offset`; whole blocks cost least."""

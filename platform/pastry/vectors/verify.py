@@ -6,11 +6,11 @@ from pathlib import Path
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import TensorDirectory
 from pastry.vectors.files import read_json
-from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
+from pastry.vectors.fingerprint import fingerprint, tensor_digest
 from pastry.vectors.inject import REPORT_FILE
-from pastry.vectors.rounding import block_ranges
+from pastry.vectors.lowrank import AnySkill, open_skill
 from pastry.vectors.shards import Progress
-from pastry.vectors.skill import MANIFEST_FILE, Skill
+from pastry.vectors.skill import MANIFEST_FILE
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Verification:
 
     recorded_in: str
     tensors: int
-    fingerprint: str
-    """Of the tensors as they are now."""
+    fingerprint: str | None
+    """Of the tensors as they are now; None if one cannot be read."""
     damaged: dict[str, dict[str, str | None]]
-    """Tensor → its digest as "found" and "wanted"; None where it is not in the files, or not recorded."""
+    """Tensor → {"found": its digest, or why it cannot be read, "wanted": the recorded one}; None: not there."""
     problem: str | None
     """One line."""
 
@@ -39,7 +39,7 @@ def verify(path: Path, wanted: str | None = None, progress: Progress | None = No
     digests: dict[str, str | None] = {}
     recorded_in, recorded = "--fingerprint", wanted
     if (path / MANIFEST_FILE).exists():
-        directory: TensorDirectory = Skill(path)
+        directory: TensorDirectory | AnySkill = open_skill(path)
         recorded_in, recorded = MANIFEST_FILE, directory.manifest.fingerprint
         digests = {name: tensor.digest for name, tensor in directory.manifest.tensors.items()}
     else:
@@ -51,46 +51,45 @@ def verify(path: Path, wanted: str | None = None, progress: Progress | None = No
         raise PastryError(
             f"{path}: neither {MANIFEST_FILE} nor {REPORT_FILE} is here, so nothing is recorded; give --fingerprint blake3:…"
         )
-    found = _digests(directory, progress)
-    names = sorted(found.keys() | digests.keys()) if digests else []
-    damaged = {
-        name: {"found": found.get(name), "wanted": digests.get(name)} for name in names if found.get(name) != digests.get(name)
-    }
-    now, problem = fingerprint(found), None
+    found, unreadable = _digests(directory, progress)
+    damaged = {name: {"found": reason, "wanted": digests.get(name)} for name, reason in unreadable.items()}
+    for name in sorted(found.keys() | digests.keys()) if digests else []:
+        if name not in damaged and found.get(name) != digests.get(name):
+            damaged[name] = {"found": found.get(name), "wanted": digests.get(name)}
+    now, problem = None if unreadable else fingerprint(found), None
     if damaged:
         tensor, digest = next(iter(damaged.items()))
-        others = f" (and {len(damaged) - 1} more of {len(found)} tensors)" if len(damaged) > 1 else ""
+        others = f" ({len(damaged)} tensors of {len(directory.tensors)} are damaged)" if len(damaged) > 1 else ""
         problem = (
-            f"tensor {tensor} has digest {digest['found'] or 'none: it is not in the files'}, "
-            f"{recorded_in} says {digest['wanted'] or 'nothing of it'}{others}; make or copy it again"
+            f"tensor {tensor}: found {digest['found'] or 'nothing'}, {recorded_in} says {digest['wanted'] or 'nothing'}"
+            f"{others}; make or copy it again"
         )
     else:
         for source, claim in ((recorded_in, recorded), ("--fingerprint", wanted)):
             if claim is not None and claim != now:
                 problem = f"the tensors' fingerprint is {now}, {source} says {claim}; make or copy it again"
-    return Verification(recorded_in, len(found), now, damaged, problem)
+    return Verification(recorded_in, len(directory.tensors), now, damaged, problem)
 
 
 def _report(file: Path) -> tuple[str, dict[str, str]]:
-    """The fingerprint and the tensors' digests in an inject.json; no digests in one from before they were recorded."""
+    """The fingerprint and the tensors' digests in an inject.json."""
     report = read_json(file)
     try:
-        digests = {name: tensor.get("digest") for name, tensor in report["tensors"].items()}
-        return report["fingerprint"], {} if None in digests.values() else digests
+        return report["fingerprint"], {name: tensor["digest"] for name, tensor in report["tensors"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise PastryError(f"{file}: not a report of `pastry vector inject` ({error!r}); restore it or inject again") from error
 
 
-def _digests(directory: TensorDirectory, progress: Progress | None) -> dict[str, str]:
+def _digests(directory: TensorDirectory | AnySkill, progress: Progress | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Tensor → digest, and tensor → why it cannot be read."""
     done, total = 0, sum(info.nbytes for info in directory.tensors.values())
-    found = {}
+    found, unreadable = {}, {}
     for name, info in sorted(directory.tensors.items()):
-        blocks = []
-        for start, stop in block_ranges(info.elements):
-            stored = directory.read_block(name, start, stop)
-            blocks.append(block_digest(stored))
-            done += stored.nbytes
-            if progress:
-                progress(done, total)
-        found[name] = tensor_digest(info, blocks)
-    return found
+        try:
+            found[name] = tensor_digest(info, directory.block_digests(name))
+        except PastryError as error:
+            unreadable[name] = str(error)
+        done += info.nbytes
+        if progress:
+            progress(done, total)
+    return found, unreadable
