@@ -19,7 +19,7 @@ from pastry.engine.transformers_engine import TransformersEngine
 from pastry.errors import PastryError
 from pastry.pipeline.runner import Run, storage
 from pastry.registry.resolve import local_path
-from pastry.vectors.fingerprint import checkpoint_fingerprint
+from pastry.vectors.checkpoint import checkpoint_fingerprint
 from pastry.vectors.skill import Skill
 from tests.conftest import tiny_settings
 

@@ -9,7 +9,6 @@ from pastry.domains import load_domain
 from pastry.pipeline.stage import MARKER, Context
 from pastry.vectors import extract as extracting
 from pastry.vectors import inject as injecting
-from pastry.vectors.checkpoint import checkpoint_fingerprint
 from pastry.vectors.files import read_json
 
 
@@ -44,8 +43,9 @@ def inject(context: Context) -> dict[str, Any]:
         found = read_json(context.inputs["search"] / "search.json")["best"]
         lam, role = found["lambda"], f"skill:{found['source']}"
     report = injecting.inject(context.model("target"), [(skill_directory(context.inputs[role]), lam)], context.out / "model")
+    context.run.keep(context.out / "model" / injecting.REPORT_FILE)  # the ratio and the error of every tensor
     return {
-        "fingerprint": checkpoint_fingerprint(context.out / "model"),
+        "fingerprint": report.fingerprint,
         "lambda": lam,
         "realised_ratio": report.realised_ratio,
         "relative_error": report.relative_error,

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from pastry.registry.resolve import LOCATION
+from pastry.registry.resolve import FINGERPRINT, LOCATION
 from pastry.vectors.lowrank import open_skill
 from pastry.vectors.skill import MANIFEST_FILE
 
@@ -36,14 +36,14 @@ def register_skill(client: MlflowClient, skill: Path, run_id: str, tags: dict[st
     found = [
         v
         for v in client.search_model_versions(f"name='{manifest.name}'")
-        if v.tags.get("pastry.fingerprint") == manifest.fingerprint
+        if v.tags.get(FINGERPRINT) == manifest.fingerprint
     ]
     if found:
         version = found[0].version
     else:
         facts = {
             LOCATION: skill.absolute().as_uri(),
-            "pastry.fingerprint": manifest.fingerprint,
+            FINGERPRINT: manifest.fingerprint,
             "pastry.end": str(manifest.end),
             "pastry.start": str(manifest.start),
             "pastry.base": str(manifest.base),

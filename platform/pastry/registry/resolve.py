@@ -7,10 +7,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from pastry.errors import PastryError
+from pastry.vectors.lowrank import open_skill
 
 REGISTERED = "models:/"
 LOCATION = "pastry.uri"
 """Tag of a registered version: where its weights are."""
+FINGERPRINT = "pastry.fingerprint"
+"""Tag of a registered skill vector: what must be found there."""
 
 
 def local_path(text: str, tracking_uri: str | None = None) -> Path:
@@ -57,4 +60,10 @@ def _registered(text: str, uri: str) -> Path:
     path = Path(unquote(source.path))
     if not path.is_dir():
         raise PastryError(f"{text}: registered at {path}, where no directory is any more")
+    wanted = version.tags.get(FINGERPRINT)
+    if wanted:
+        # The manifest's claim; the tensors are held against the manifest when they are read.
+        found = open_skill(path).manifest.fingerprint
+        if found != wanted:
+            raise PastryError(f"{text}: registered as {wanted}, but {path} holds {found}; restore it or register it again")
     return path

@@ -84,6 +84,10 @@ class StageRun:
         values = {key: value for key, value in numbers.items() if key not in ("step", "steps")}
         self.tracker.log(self.run_id, values, step=int(numbers["step"]))
 
+    def keep(self, document: Path) -> None:
+        """Store a small file with the run."""
+        self.tracker.client.log_artifact(self.run_id, str(document))
+
     def end(self, metrics: dict[str, float], tags: dict[str, str], status: str) -> None:
         """Close the run with the stage's final numbers."""
         self.tracker.log(self.run_id, metrics)

@@ -146,14 +146,14 @@ def _check_depth(document: Any) -> None:
     # What is read is handed to functions that recurse: JSON's writer, pydantic, comparisons.
     level = [document]
     for _ in range(MAX_DEPTH):
-        level = [child for value in level if isinstance(value, dict | list) for child in _children(value)]
+        level = [child for value in level for child in _children(value) if isinstance(child, dict | list)]
         if not level:
             return
     raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
 
 
-def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def write_json(path: Path, document: dict[str, Any], *, allow_nan: bool = False) -> None:
