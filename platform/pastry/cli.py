@@ -14,8 +14,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pastry.commands import vector
+from pastry.commands.options import AsJson, DryRun, say
 from pastry.errors import PastryError
-from pastry.vector_cli import AsJson, DryRun, say, vector
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(vector, name="vector")

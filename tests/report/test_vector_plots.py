@@ -1,8 +1,8 @@
 import pytest
 
 from pastry.report.vector_plots import cosine_map, save, size_map
-from pastry.vectors.geometry import Comparison
-from pastry.vectors.inspection import Extent
+from pastry.vectors.geometry.inspection import Extent
+from pastry.vectors.geometry.updates import Comparison
 
 HIGH, LOW, ZERO = Comparison(4, 1.0, 1.0, 1.0, 0.01), Comparison(4, -0.02, 1.0, 1.0, 0.25), Comparison(4)
 

@@ -5,7 +5,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from pastry.vectors.derived import DerivedWork, write_derived
-from pastry.vectors.lowrank import open_skill
+from pastry.vectors.lora.factored import open_skill
 from pastry.vectors.rounding import Scratch
 from tests.vectors.conftest import load
 

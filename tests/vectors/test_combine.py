@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from pastry.errors import PastryError
-from pastry.vectors import merging
-from pastry.vectors.combine import combine
+from pastry.vectors.algebra import merging
+from pastry.vectors.algebra.combine import combine
 from pastry.vectors.extract import extract
-from pastry.vectors.geometry import CheckpointUpdate, SkillUpdate
+from pastry.vectors.geometry.updates import CheckpointUpdate, SkillUpdate
 from pastry.vectors.inject import inject
 from pastry.vectors.modules import parse_lambda
 from pastry.vectors.random_vector import random_like

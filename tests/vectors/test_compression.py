@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
+from pastry.commands import vector as commands
 from pastry.errors import PastryError
-from pastry.vector_cli import vector as commands
-from pastry.vectors.compression import compress, decompress
+from pastry.vectors.compression.compress import compress, decompress
+from pastry.vectors.compression.sparse_format import decode_block, encode_block
 from pastry.vectors.extract import extract
-from pastry.vectors.geometry import SkillUpdate, cosine
+from pastry.vectors.geometry.updates import SkillUpdate, cosine
 from pastry.vectors.inject import inject
 from pastry.vectors.rounding import BLOCK
 from pastry.vectors.skill import Skill
-from pastry.vectors.sparse_format import decode_block, encode_block
 from tests.vectors.conftest import edit_json, load, random_tensors, same_bits
 
 BITS = {2: np.uint16, 4: np.uint32}
@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_at_the_missing_shard(save, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode_block(document)
 
-    monkeypatch.setattr("pastry.vectors.compression.encode_block", dies)
+    monkeypatch.setattr("pastry.vectors.compression.compress.encode_block", dies)
     # Seven tensors, one block and one shard each; the last block of the first attempt does not return.
     with pytest.raises(KeyboardInterrupt):
         written.extend([None] * 16)

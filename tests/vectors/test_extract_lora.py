@@ -9,14 +9,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from pastry.commands import vector
 from pastry.errors import PastryError
-from pastry.vector_cli import vector
 from pastry.vectors.checkpoint import Checkpoint
-from pastry.vectors.extract_lora import extract_adapters, extract_lora
 from pastry.vectors.fingerprint import tensor_digest
 from pastry.vectors.inject import inject
-from pastry.vectors.lora import to_lora
-from pastry.vectors.lowrank import FactoredSkill, open_skill
+from pastry.vectors.lora.export import to_lora
+from pastry.vectors.lora.extract import extract_adapters, extract_lora
+from pastry.vectors.lora.factored import FactoredSkill, open_skill
 from pastry.vectors.rounding import Scratch
 from tests.vectors.conftest import edit_json, load, same_bits
 from tests.vectors.lora_models import load_model, logits, materialise, merged, save_adapter, save_base, whole

@@ -5,7 +5,15 @@ import torch
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.extract import extract
-from pastry.vectors.geometry import CheckpointUpdate, SkillUpdate, compare, cosine, cosine_table, layer_and_module, whole
+from pastry.vectors.geometry.updates import (
+    CheckpointUpdate,
+    SkillUpdate,
+    compare,
+    cosine,
+    cosine_table,
+    layer_and_module,
+    whole,
+)
 from tests.vectors.conftest import SHAPES, random_tensors
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pastry.cli import main
+from pastry.commands.tables import open_update
 from pastry.errors import PastryError
-from pastry.vector_tables import open_update
 from pastry.vectors.extract import extract
-from pastry.vectors.geometry import CheckpointUpdate, SkillUpdate, compare, whole
+from pastry.vectors.geometry.updates import CheckpointUpdate, SkillUpdate, compare, whole
 from pastry.vectors.skill import Skill
 from tests.vectors.conftest import random_tensors
 

@@ -9,12 +9,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from pastry.commands import vector
 from pastry.errors import PastryError
-from pastry.vector_cli import vector
-from pastry.vectors import truncation
 from pastry.vectors.extract import extract
 from pastry.vectors.inject import inject
-from pastry.vectors.lora import to_lora
+from pastry.vectors.lora import truncation
+from pastry.vectors.lora.export import to_lora
 from pastry.vectors.skill import Skill
 from tests.vectors.conftest import load
 from tests.vectors.lora_models import load_model, logits, save_base

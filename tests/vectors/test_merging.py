@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pastry.errors import PastryError
-from pastry.vectors import merging
+from pastry.vectors.algebra import merging
 
 SPECIAL = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-149, -(2.0**-126), 3e38, -1e-8])
 NUMBERS = st.one_of(SPECIAL, st.floats(-1, 1, width=32))

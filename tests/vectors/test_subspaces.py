@@ -4,9 +4,9 @@ import torch
 from scipy.linalg import subspace_angles
 
 from pastry.errors import PastryError
-from pastry.vectors import subspaces
-from pastry.vectors.geometry import CheckpointUpdate
-from pastry.vectors.subspaces import effective_rank, leading_subspaces, overlap, singular_values, stable_rank
+from pastry.vectors.geometry import subspaces
+from pastry.vectors.geometry.subspaces import effective_rank, leading_subspaces, overlap, singular_values, stable_rank
+from pastry.vectors.geometry.updates import CheckpointUpdate
 from tests.vectors.conftest import random_tensors
 
 Q_PROJ, DOWN_PROJ = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"

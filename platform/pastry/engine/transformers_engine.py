@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pastry.errors import PastryError
-from pastry.vectors.lowrank import open_skill
+from pastry.vectors.lora.factored import open_skill
 from pastry.vectors.modules import Lambda, per_tensor
 
 

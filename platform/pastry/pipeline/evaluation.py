@@ -16,7 +16,7 @@ from pastry.pipeline.stage import Context
 from pastry.pipeline.vectors import skill_directory
 from pastry.pipeline.workers import remote
 from pastry.vectors.files import read_json, write_json
-from pastry.vectors.geometry import CheckpointUpdate, SkillUpdate, cosine, cosine_table
+from pastry.vectors.geometry.updates import CheckpointUpdate, SkillUpdate, cosine, cosine_table
 from pastry.vectors.random_vector import random_like
 
 

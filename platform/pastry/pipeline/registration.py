@@ -10,7 +10,7 @@ from pastry.pipeline.stage import Context
 from pastry.pipeline.vectors import skill_directory
 from pastry.registry.register import register_recipe, register_skill
 from pastry.vectors.files import read_json, write_json
-from pastry.vectors.lowrank import open_skill
+from pastry.vectors.lora.factored import open_skill
 
 ALIAS = "champion"
 

@@ -13,7 +13,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from pastry.registry.resolve import FINGERPRINT, LOCATION
-from pastry.vectors.lowrank import open_skill
+from pastry.vectors.lora.factored import open_skill
 from pastry.vectors.skill import MANIFEST_FILE
 
 RECIPE_CODE = Path(__file__).with_name("recipe_model.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from pastry.errors import PastryError
-from pastry.vectors.lowrank import open_skill
+from pastry.vectors.lora.factored import open_skill
 
 REGISTERED = "models:/"
 LOCATION = "pastry.uri"

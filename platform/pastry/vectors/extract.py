@@ -13,6 +13,7 @@ import numpy as np
 
 from pastry.errors import PastryError
 from pastry.vectors import kernels
+from pastry.vectors.birth import birth, look, sums
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
 from pastry.vectors.files import parse_model, refuse_existing, write_json
@@ -49,6 +50,7 @@ class ExtractWork:
         square, zeros = kernels.square_and_zeros(v)
         not_restored = _not_restored(theta_start, v, end_stored)
         facts = {"digests": digests, "square": square, "zeros": zeros, "not_restored": not_restored}
+        facts["look"] = look(theta_start, theta_end, start)
         if "base" in read:
             sft = np.subtract(theta_start, read["base"][0], out=scratch("sft", np.float32, n))
             facts["sft"] = kernels.dots(v, sft)
@@ -72,7 +74,8 @@ class ExtractWork:
             for role, side in self.inputs.items()
         }
         dots = {"v_sft": v_sft, "v_v": v_v, "sft_sft": sft_sft}
-        return {"tensor": tensor.model_dump(mode="json"), "digests": digests, "dots": dots}
+        born = sums((block["look"] for block in facts), spec.elements, tensor.norm)
+        return {"tensor": tensor.model_dump(mode="json"), "digests": digests, "dots": dots, "birth": born}
 
 
 def _not_restored(theta_start: np.ndarray, v: np.ndarray, end_stored: np.ndarray) -> int:
@@ -148,6 +151,7 @@ def extract(
             source_dtypes=sorted({info.dtype for info in sources}),
             architecture=end_weights.architecture.model_copy(update={"base": parents.get("base")}),
             cosine_to_sft=kernels.cosine_from_dots(*dots),
+            birth=birth(record["birth"] for record in records.values()),
         )
         if (end_weights.path / TOKENIZER_FILE).is_file():
             # Which row of the embeddings is which token: what --vocab intersect needs to know.

@@ -19,7 +19,7 @@ from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import check_same_architecture
 from pastry.vectors.files import refuse_existing, write_json
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
-from pastry.vectors.lowrank import AnySkill, open_skill
+from pastry.vectors.lora.factored import AnySkill, open_skill
 from pastry.vectors.modules import Lambda, ModuleLambdas, per_tensor
 from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, check_float_dtype, derive_key, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
@@ -262,7 +262,7 @@ def _copy_companions(weights: Checkpoint, directory: Path, dtype: str | None) ->
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
                 part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
-        write_json(directory / "config.json", config)
+        write_json(directory / "config.json", config, allow_nan=True)
 
 
 def _common(values: Any) -> str:

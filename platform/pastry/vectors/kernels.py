@@ -168,3 +168,20 @@ def not_restored_float32(start, v, end):
         restored = np.float32(start[i] - np.float32(np.float32(0) - v[i]))
         count += restored.view(np.uint32) != end[i]
     return count
+
+
+@_exact
+def place_counts(start, end):
+    """int64[512, 2]: weights, and those the same in `end`, by 2·exponent + (power of two) of `start`; mantissa bits in use.
+
+    Both are uint32[n] bits of float32. Zeros and subnormal numbers are left out of the counts.
+    """
+    counts, used = np.zeros((512, 2), np.int64), np.uint32(0)
+    for i in range(start.size):
+        used |= (start[i] | end[i]) & np.uint32(0x7FFFFF)
+        exponent = (start[i] >> np.uint32(23)) & np.uint32(0xFF)
+        if exponent != 0:
+            kind = 2 * np.int64(exponent) + ((start[i] & np.uint32(0x7FFFFF)) == 0)
+            counts[kind, 0] += 1
+            counts[kind, 1] += start[i] == end[i]
+    return counts, used

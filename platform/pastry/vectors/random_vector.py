@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pastry.vectors.derived import DerivedWork, write_derived
-from pastry.vectors.lowrank import open_skill
+from pastry.vectors.lora.factored import open_skill
 from pastry.vectors.rounding import Scratch, block_ranges, derive_key
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.skill import SkillManifest

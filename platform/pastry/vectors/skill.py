@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
 
 from pastry.errors import PastryError
 from pastry.vectors.architecture import Architecture
+from pastry.vectors.birth import Birth
 from pastry.vectors.checkpoint import TensorDirectory
+from pastry.vectors.compression.sparse_format import SparseTensors
 from pastry.vectors.files import parse_model, read_json
 from pastry.vectors.fingerprint import fingerprint, tensor_blocks, tensor_digest
 from pastry.vectors.recipe import NAME
 from pastry.vectors.safetensors_format import TensorInfo, TensorSpec
-from pastry.vectors.sparse_format import SparseTensors
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +99,8 @@ class SkillManifest(SkillFacts):
     architecture: Architecture
     norm: FiniteFloat
     cosine_to_sft: FiniteFloat | None = None
+    birth: Birth | None = None
+    """What rounding took before the difference was formed; None where both ends were not rounded, or it is not known."""
     tensors: dict[str, SkillTensor]
 
     @property

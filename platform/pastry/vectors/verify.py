@@ -8,7 +8,7 @@ from pastry.vectors.checkpoint import TensorDirectory
 from pastry.vectors.files import read_json
 from pastry.vectors.fingerprint import fingerprint, tensor_digest
 from pastry.vectors.inject import REPORT_FILE
-from pastry.vectors.lowrank import AnySkill, open_skill
+from pastry.vectors.lora.factored import AnySkill, open_skill
 from pastry.vectors.shards import Progress
 from pastry.vectors.skill import MANIFEST_FILE
 

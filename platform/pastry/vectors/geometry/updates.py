@@ -23,7 +23,7 @@ from numba import njit
 from pastry.vectors import kernels
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.compatibility import Weights, check_same_architecture
-from pastry.vectors.lowrank import open_skill
+from pastry.vectors.lora.factored import open_skill
 from pastry.vectors.modules import OUTSIDE_LAYERS, layer_and_module
 from pastry.vectors.rounding import Scratch, block_ranges
 from pastry.vectors.shards import Progress

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pastry.errors import PastryError
-from pastry.vectors import merging
+from pastry.vectors.algebra import merging
+from pastry.vectors.algebra.combination import CombineWork, OpenUpdate, Per, Plan, whole_dots
 from pastry.vectors.architecture import Architecture
-from pastry.vectors.combination import CombineWork, OpenUpdate, Per, Plan, whole_dots
 from pastry.vectors.compatibility import check_same_architecture
 from pastry.vectors.derived import write_derived
 from pastry.vectors.files import parse_model, refuse_existing
 from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
-from pastry.vectors.geometry import Update
-from pastry.vectors.lowrank import AnySkill, open_skill
+from pastry.vectors.geometry.updates import Update
+from pastry.vectors.lora.factored import AnySkill, open_skill
 from pastry.vectors.rounding import Scratch, block_ranges, check_float_dtype
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numba import njit
-from pydantic import FiniteFloat
+from pydantic import FiniteFloat, model_validator
 
 from pastry.errors import PastryError
 from pastry.vectors.architecture import Architecture
@@ -46,6 +46,12 @@ class FactoredTensor(SkillTensor):
 
     terms: list[Term] = []
     """Of the products that are summed, in the order of B's columns and A's rows. None: the tensor is exactly zero."""
+
+    @model_validator(mode="after")
+    def _only_matrices_have_factors(self) -> FactoredTensor:
+        if self.terms and len(self.shape) != 2:
+            raise ValueError(f"terms are for matrices, the shape is {list(self.shape)}")
+        return self
 
 
 class FactoredManifest(SkillManifest):

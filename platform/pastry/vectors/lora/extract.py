@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from pastry.errors import PastryError
-from pastry.vectors.adapter import MERGE, Adapter, factor_name, is_adapter
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.files import atomic_directory, parse_model, refuse_existing, write_json
 from pastry.vectors.fingerprint import fingerprint
-from pastry.vectors.lowrank import (
+from pastry.vectors.lora.adapter import MERGE, Adapter, factor_name, is_adapter
+from pastry.vectors.lora.factored import (
     FACTORS_FILE,
     METHOD,
     FactoredManifest,

@@ -11,12 +11,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, FiniteFloat, PositiveInt
+from pydantic import BaseModel, FiniteFloat, PositiveInt, field_validator
 
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import TensorDirectory
 from pastry.vectors.files import parse_model, read_json
-from pastry.vectors.lowrank import Term
+from pastry.vectors.lora.factored import Term
 from pastry.vectors.rounding import Scratch
 
 CONFIG_FILE = "adapter_config.json"
@@ -53,6 +53,16 @@ class _Config(BaseModel):
     alpha_pattern: dict[str, FiniteFloat] | None = None
     use_rslora: bool = False
     base_model_name_or_path: str | None = None
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _keys_are_regular_expressions(cls, patterns: dict | None) -> dict | None:
+        for key in patterns or {}:
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise ValueError(f"{key!r} is not a regular expression ({error})") from error
+        return patterns
 
 
 class Adapter(TensorDirectory):

@@ -15,11 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pastry.vectors import kernels, merging
+from pastry.vectors import kernels
+from pastry.vectors.algebra import merging
 from pastry.vectors.derived import DerivedWork
 from pastry.vectors.fingerprint import block_digest
-from pastry.vectors.geometry import Update
-from pastry.vectors.lowrank import AnySkill, open_skill
+from pastry.vectors.geometry.updates import Update
+from pastry.vectors.lora.factored import AnySkill, open_skill
 from pastry.vectors.rounding import Scratch, block_ranges, derive_key
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import Shard, Spread

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from pastry.errors import PastryError
 from pastry.registry.resolve import REGISTERED, local_path
-from pastry.vectors import inspection
-from pastry.vectors.geometry import BAND, ByModule, CheckpointUpdate, Comparison, SkillUpdate, Update, whole
+from pastry.vectors.geometry import inspection
+from pastry.vectors.geometry.updates import BAND, ByModule, CheckpointUpdate, Comparison, SkillUpdate, Update, whole
+from pastry.vectors.inject import InjectReport
 from pastry.vectors.shards import Progress as Report
 from pastry.vectors.skill import MANIFEST_FILE, Skill
 
@@ -60,6 +61,19 @@ def progress_bar(what: str) -> Iterator[Report]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def show_arrived(report: InjectReport) -> None:
+    """How much of λ·v arrived, a row for each tensor."""
+    grid = Table("tensor", "dtype", "rounding", box=box.SIMPLE)
+    for title in ("realised ratio", "relative error"):
+        grid.add_column(title, justify="right")
+    for name, tensor in report.tensors.items():
+        numbers = ["λ·v is zero", ""]
+        if tensor.realised_ratio is not None:
+            numbers = [f"{tensor.realised_ratio:.4f}", f"{tensor.relative_error:.2g}"]
+        grid.add_row(name, tensor.dtype, tensor.rounding, *numbers)
+    _print(grid)
+
+
 def show_inspection(skill: Skill, ranks: Facts | None) -> None:
     """The whole in a few lines, then a table with a row per layer and module."""
     manifest, table = skill.manifest, inspection.extents(skill)
@@ -72,7 +86,9 @@ def show_inspection(skill: Skill, ranks: Facts | None) -> None:
     ]
     if manifest.cosine_to_sft is not None:
         lines.append(f"cosine to the SFT update {manifest.cosine_to_sft:+.4f}")
-    hidden = {"tensors", "architecture", "name", "stored_dtype", "norm", "cosine_to_sft", "schema_version"}
+    if manifest.birth:
+        lines.append(manifest.birth.advice())
+    hidden = {"birth", "tensors", "architecture", "name", "stored_dtype", "norm", "cosine_to_sft", "schema_version"}
     for key, value in manifest.model_dump(mode="json", exclude=hidden, exclude_none=True).items():
         if value not in ({}, []):
             text = ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from pastry.errors import PastryError
 from pastry.vectors.checkpoint import TensorDirectory
+from pastry.vectors.compression.sparse_format import SPARSE_ENCODING, block_table, encode_block, largest_blob
 from pastry.vectors.files import fsync, read_json, resumable_directory, write_json
 from pastry.vectors.fingerprint import block_digest
 from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, block_ranges
 from pastry.vectors.safetensors_format import TensorSpec, encode_header
 from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Shard, plan_shards, sharded_output
 from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, Skill
-from pastry.vectors.sparse_format import SPARSE_ENCODING, block_table, encode_block, largest_blob
 
 
 class Sizes(BaseModel):

@@ -28,12 +28,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pastry.errors import PastryError
-from pastry.vectors.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from pastry.vectors.files import atomic_directory, refuse_existing, write_json
-from pastry.vectors.lowrank import AnySkill, open_skill, write_safetensors
+from pastry.vectors.lora.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from pastry.vectors.lora.factored import AnySkill, open_skill, write_safetensors
+from pastry.vectors.lora.truncation import energies, leading_factors, residual
 from pastry.vectors.rounding import derive_key
 from pastry.vectors.safetensors_format import TensorSpec
-from pastry.vectors.truncation import energies, leading_factors, residual
 
 REPORT_FILE = "lora.json"
 LARGEST_LEFT_OUT = 0.01

@@ -9,7 +9,7 @@ import numpy as np
 
 from pastry.errors import PastryError
 from pastry.vectors.compatibility import Weights, check_same_architecture
-from pastry.vectors.geometry import ByModule, Update, by_module
+from pastry.vectors.geometry.updates import ByModule, Update, by_module
 from pastry.vectors.modules import layer_and_module
 from pastry.vectors.rounding import BLOCK, Scratch, block_ranges
 from pastry.vectors.shards import Progress

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pastry.vectors.geometry import ByModule, by_module
+from pastry.vectors.geometry.updates import ByModule, by_module
 from pastry.vectors.modules import layer_and_module
 from pastry.vectors.skill import Skill
 

@@ -1,0 +1,1 @@
+"""Several skill vectors into one."""

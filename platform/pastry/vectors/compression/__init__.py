@@ -1,0 +1,1 @@
+"""Sparse skill vectors in fewer bytes."""

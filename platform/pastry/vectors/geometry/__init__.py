@@ -1,0 +1,1 @@
+"""How updates lie in weight space, and to each other."""

@@ -1,0 +1,1 @@
+"""Skill vectors as low-rank factors: out of LoRA adapters, and into them."""
