@@ -13,8 +13,8 @@ from pastry.vectors import kernels
 
 FLOAT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "float16": np.dtype(np.float16)}
 """The dtypes that weights can be computed and stored in, and what holds them in memory: bfloat16 as its bits."""
-BLOCK = 1 << 20
-"""Elements: 4 MB in float32, so that all operands of a block stay in the processor's cache."""
+BLOCK = 1 << 19
+"""Elements: 2 MB in float32, so that all operands of a block stay in the processor's cache."""
 
 
 def check_float_dtype(name: str) -> None:
