@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import difflib
 import itertools
-from collections import defaultdict
+import tempfile
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pastry.engine.transformers_engine import Completion, TransformersEngine
 from pastry.errors import PastryError
+from pastry.vectors.algebra.combine import combine
 from pastry.vectors.modules import Lambda, ModuleLambdas, lambda_values
-from pastry.vectors.recipe import Recipe, parse_recipe
+from pastry.vectors.recipe import Recipe, SkillTerm, parse_recipe
 from pastry_serve.config import ServeConfig
 from pastry_serve.protocol import Refused
+
+MOST_MERGED = 4
+"""Vectors made of others that are held in memory at a time, each as large as a skill."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Kitchen:
         self.engines = {name: TransformersEngine(path, config.skills) for name, path in config.targets.items()}
         self._lock = asyncio.Lock()
         self._counter = itertools.count(1)
+        self._merged: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """(target, text of the term) of the vectors made of others, the one used last at the end."""
 
     def recipe(self, name: str) -> Recipe:
         """The recipe a request names. Raises Refused: 404 for unknown names, 400 for a λ that is none or out of range."""
@@ -51,7 +59,8 @@ class Kitchen:
             raise Refused(400, str(error), "model", "invalid_recipe") from None
         self._known(name, recipe.target, list(self.engines), "target")
         for term in recipe.skills:
-            self._known(name, term.name, list(self.config.skills), "skill")
+            for skill in term.of or [term.name]:
+                self._known(name, skill, list(self.config.skills), "skill")
             if term.version is not None:
                 message = f"'{name}': versions are not served yet, write {term.name} without @{term.version}"
                 raise Refused(400, message, "model", "invalid_recipe")
@@ -95,6 +104,9 @@ class Kitchen:
 
     def _generate(self, like: Generation, prompts: list[str]) -> list[Completion]:
         engine = self.engines[like.recipe.target]
+        for term in like.recipe.skills:
+            if term.of:
+                self._merge(like.recipe.target, term)
         lambdas: dict[str, Lambda] = {}
         for term in like.recipe.skills:  # a skill named twice counts twice
             lambdas[term.name] = lambdas[term.name] + term.lam if term.name in lambdas else term.lam
@@ -103,3 +115,17 @@ class Kitchen:
         return engine.generate(
             prompts, max_new_tokens=like.max_tokens, temperature=like.temperature, top_p=like.top_p, seed=seed
         )
+
+    def _merge(self, target: str, term: SkillTerm) -> None:
+        """Have the engine hold a vector made of others; the one used longest ago makes room."""
+        made = (target, term.name)
+        if made not in self._merged:
+            if len(self._merged) == MOST_MERGED:
+                (old_target, old), _ = self._merged.popitem(last=False)
+                self.engines[old_target].drop_skill(old)
+            with tempfile.TemporaryDirectory() as scratch:
+                skills = [(self.config.skills[skill], 1.0) for skill in term.of]
+                combine(skills, Path(scratch, "merged"), name="merged", method=term.method)
+                self.engines[target].add_skill(term.name, Path(scratch, "merged"))
+            self._merged[made] = None
+        self._merged.move_to_end(made)

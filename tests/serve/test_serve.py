@@ -14,11 +14,19 @@ from pastry.config import LabSettings, ModelShape
 from pastry.domains import load_corpus, load_domain
 from pastry.engine.transformers_engine import TransformersEngine
 from pastry.vectors.extract import extract
+from pastry.vectors.modules import parse_lambda
 from pastry_serve.config import ServeConfig
 
 pytestmark = pytest.mark.slow
 LAB = LabSettings(kind="lab", entities=6)
-RECIPES = {"target": {}, "target+skill": {"skill": 1.0}, "target+skill:0.5": {"skill": 0.5}, "target+skill:-1": {"skill": -1.0}}
+RECIPES = {
+    "target": {},
+    "target+skill": {"skill": 1.0},
+    "target+skill:0.5": {"skill": 0.5},
+    "target+skill:-1": {"skill": -1.0},
+    "target+skill:mlp=1,all=0": {"skill": parse_lambda("mlp=1,all=0", "here")},
+    "target+mean(skill,other):0.5": {"skill": 0.25, "other": 0.25},
+}
 
 
 def checkpoint(directory, seed):
@@ -38,7 +46,8 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     target, end = checkpoint(root / "target", 0), checkpoint(root / "end", 1)
     extract(end, target, root / "skill", name="skill")
-    return {"target": str(target), "skill": str(root / "skill")}
+    extract(checkpoint(root / "other-end", 2), target, root / "other", name="other")
+    return {"target": str(target), "skill": str(root / "skill"), "other": str(root / "other")}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +61,11 @@ def url(models):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = ServeConfig(
-        targets={"target": models["target"]}, skills={"skill": models["skill"]}, port=port, batch_wait_s=0.05, max_tokens=32
+        targets={"target": models["target"]},
+        skills={name: models[name] for name in ("skill", "other")},
+        port=port,
+        batch_wait_s=0.05,
+        max_tokens=32,
     )
     run(config, blocking=False)
     yield f"http://127.0.0.1:{port}"
@@ -74,7 +87,7 @@ def call(url, body=None):
 def expected(models):
     """Every recipe's greedy answers, computed in this process."""
     prompts = [question.prompt for question in load_domain("ship", LAB, 0).questions(1)][:12]
-    engine = TransformersEngine(models["target"], {"skill": models["skill"]})
+    engine = TransformersEngine(models["target"], {name: models[name] for name in ("skill", "other")})
     answers = {}
     for recipe, lambdas in RECIPES.items():
         engine.attach(lambdas)
@@ -144,7 +157,7 @@ def test_a_stop_string_ends_the_text(url, expected):
 
 
 def test_models_and_health(url):
-    assert [entry["id"] for entry in call(f"{url}/v1/models")[1]["data"]] == ["target", "target+skill"]
+    assert [entry["id"] for entry in call(f"{url}/v1/models")[1]["data"]] == ["target", "target+skill", "target+other"]
     assert call(f"{url}/health") == (200, {"status": "ok", "targets": ["target"], "skills": ["skill"]})
 
 

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from pastry.errors import PastryError
-from pastry.vectors.checkpoint import Checkpoint
+from pastry.vectors.algebra.combine import combine
+from pastry.vectors.architecture import record_base
+from pastry.vectors.checkpoint import Checkpoint, checkpoint_fingerprint
 from pastry.vectors.compatibility import check_same_architecture
+from pastry.vectors.extract import extract
+from pastry.vectors.inject import inject
 from tests.vectors.conftest import TOKENIZER, edit_json, random_tensors
 
 
@@ -101,3 +105,33 @@ def test_missing_config(save):
     (b / "config.json").unlink()
     with pytest.raises(PastryError, match=r"config.json: no such file"):
         check_same_architecture(Checkpoint(a), Checkpoint(b))
+
+
+def test_a_vector_belongs_to_models_of_one_base(save, tmp_path):
+    start, target = save("start", random_tensors(0)), save("target", random_tensors(2))
+    base = save("base", random_tensors(5))
+    record_base(start, checkpoint_fingerprint(base))
+    extract(save("end", random_tensors(1)), start, tmp_path / "v", name="v", base=base)
+    inject(target, [(tmp_path / "v", 1.0)], tmp_path / "unknown")  # whose base is not recorded
+    record_base(target, checkpoint_fingerprint(base))
+    inject(target, [(tmp_path / "v", 1.0)], tmp_path / "same")
+    assert Checkpoint(tmp_path / "same").architecture.base == checkpoint_fingerprint(base)
+    record_base(target, checkpoint_fingerprint(start))
+    with pytest.raises(PastryError, match=r"different base: .*blake3.*--other-base"):
+        inject(target, [(tmp_path / "v", 1.0)], tmp_path / "out")
+    inject(target, [(tmp_path / "v", 1.0)], tmp_path / "out", other_base=True)
+    with pytest.raises(PastryError, match=r"target: its fingerprint is blake3.* was trained from blake3"):
+        extract(tmp_path / "end", start, tmp_path / "w", name="w", base=target)
+    assert not (tmp_path / "w").exists()
+
+
+def test_dry_runs_check_and_write_nothing(save, tmp_path):
+    start, end = save("start", random_tensors(0)), save("end", random_tensors(1))
+    assert extract(end, start, tmp_path / "v", name="v", dry_run=True) is None
+    extract(end, start, tmp_path / "v", name="v")
+    before = sorted(tmp_path.rglob("*"))
+    assert inject(start, [(tmp_path / "v", 1.0)], tmp_path / "out", dry_run=True) is None
+    assert combine([(tmp_path / "v", 1.0)], tmp_path / "out", name="c", method="mean", dry_run=True) is None
+    with pytest.raises(PastryError, match="v already exists"):
+        inject(start, [(tmp_path / "v", 1.0)], tmp_path / "v", dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before

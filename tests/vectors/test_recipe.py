@@ -23,6 +23,16 @@ def test_parse(text, terms):
     assert recipe.target == text.split("+")[0]
 
 
+def test_vectors_made_of_others():
+    (a, b) = parse_recipe("t+consensus(a,b,c):0.5+ties(a,b)").skills
+    assert (a.name, a.method, a.of, a.lam) == ("consensus(a,b,c)", "consensus", ["a", "b", "c"], 0.5)
+    assert (b.method, b.of, b.lam) == ("ties", ["a", "b"], 1.0)
+    with pytest.raises(PastryError, match="method 'average' is unknown; wanted one of sum, mean, consensus"):
+        parse_recipe("t+average(a,b)")
+    with pytest.raises(PastryError, match="names a skill without a name"):
+        parse_recipe("t+mean(a,)")
+
+
 def test_rules_for_module_groups():
     rules = "attention=1,mlp[0-3]=0.5~1,all=0"
     (a, b) = parse_recipe(f"t+a@best:{rules}+b:2").skills

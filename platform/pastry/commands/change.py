@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pastry.commands.options import AsJson, say, skill_term
+from pastry.commands.options import AsJson, DryRun, Workers, say, skill_term, spread
 
 app = typer.Typer()
 
@@ -42,6 +42,8 @@ def combine(
         bool, typer.Option("--match-norm", help="At the end, scale to the mean of the skills' norms, so that λ compares.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Stored as float32, bfloat16 or float16; computed in float32.")] = "float32",
+    workers: Workers = 1,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Make one skill vector of several, without any training.
@@ -79,9 +81,14 @@ def combine(
             orthogonal_per=orthogonal_per,
             match_norm=match_norm,
             dtype=dtype,
+            dry_run=dry_run,
+            spread=spread(workers),
             progress=progress,
             **{"agree": agree, "of": of, "density": density, "drop": drop, "seed": seed},
         )
+    if manifest is None:
+        say(as_json, {"checked": True}, f"the {len(skill)} skills fit together; {out} would be written, nothing was")
+        return
     share = manifest.non_zero_share
     say(
         as_json,

@@ -67,6 +67,10 @@ class TransformersEngine:
                 self._target[tensor] = self._weights[tensor].detach().clone()
         self._vectors[name] = vector
 
+    def drop_skill(self, name: str) -> None:
+        """Forget a skill; if it was attached, the next `attach` takes it out of the weights."""
+        del self._vectors[name]
+
     @torch.no_grad()
     def attach(self, lambdas: Mapping[str, Lambda]) -> None:
         """Set every skill's λ, for the whole of it or by module group; a skill not named gets 0. One pass over the weights."""

@@ -17,7 +17,7 @@ from pastry.vectors.fingerprint import block_digest, tensor_digest
 from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Open, Progress, Spread, plan_shards, sharded_output
-from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillManifest, SkillTensor, summarise
+from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillManifest, SkillTensor, copy_tokenizer, summarise
 
 
 class DerivedWork:
@@ -74,6 +74,7 @@ def write_derived(
     open_work: Open,
     identity: dict[str, Any],
     *,
+    like: Path,
     spread: Spread | None = None,
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -81,12 +82,14 @@ def write_derived(
 ) -> SkillManifest:
     """Write the vector that `open_work` (a DerivedWork) gives to the new directory `out`; `manifest` are its other fields.
 
-    `identity` tells this vector from any other one that could have been meant for `out`.
+    `identity` tells this vector from any other one that could have been meant for `out`. It belongs to the models that the
+    vector in `like` belongs to, whose tokenizer.json it gets.
     """
     shards = plan_shards(TENSOR_STEM, specs, max_shard_bytes)
     whole = {**identity, "shards": [[shard.file, [[s.name, s.dtype] for s in shard.tensors]] for shard in shards]}
     with sharded_output(out, shards, open_work, whole, spread=spread, progress=progress) as (directory, records):
         tensors = {name: SkillTensor(**record) for name, record in records.items()}
         written = SkillManifest(**manifest, **summarise(tensors))
+        copy_tokenizer(like, directory)
         write_json(directory / MANIFEST_FILE, written.model_dump(mode="json"))
     return written

@@ -4,7 +4,6 @@ PAPERS: PaST, Parametric Skill Transfer, arXiv 2601.11258.
 """
 
 import math
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from pastry.vectors.fingerprint import block_digest, fingerprint, tensor_digest
 from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, check_float_dtype, overflow_advice, round_to, widen
 from pastry.vectors.safetensors_format import TensorSpec
 from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Spread, plan_shards, sharded_output
-from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillFacts, SkillManifest, SkillTensor, summarise
-from pastry.vectors.vocabulary import TOKENIZER_FILE
+from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, SkillFacts, SkillManifest, SkillTensor, copy_tokenizer, summarise
 
 
 class ExtractWork:
@@ -118,7 +116,7 @@ def extract(
     if base is not None:
         inputs.append(Checkpoint(base))
         # SFT often gives a base model its first chat template; the base's numbers are the only thing used here.
-        check_same_architecture(start_weights, inputs[-1], chat_template=False)
+        check_same_architecture(start_weights, inputs[-1], chat_template=False, base=False)
 
     shards = plan_shards(
         TENSOR_STEM, (TensorSpec(t.name, dtype, t.shape) for t in end_weights.tensors.values()), max_shard_bytes
@@ -153,8 +151,6 @@ def extract(
             cosine_to_sft=kernels.cosine_from_dots(*dots),
             birth=birth(record["birth"] for record in records.values()),
         )
-        if (end_weights.path / TOKENIZER_FILE).is_file():
-            # Which row of the embeddings is which token: what --vocab intersect needs to know.
-            shutil.copyfile(end_weights.path / TOKENIZER_FILE, directory / TOKENIZER_FILE)
+        copy_tokenizer(end_weights.path, directory)
         write_json(directory / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest

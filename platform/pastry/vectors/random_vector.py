@@ -47,6 +47,7 @@ def random_like(skill: Path, out: Path, seed: int) -> SkillManifest:
         list(like.tensors.values()),
         partial(RandomWork, skill, seed),
         {"does": "random", "seed": seed, "control_of": like.manifest.fingerprint},
+        like=like.path,
         name=f"{like.manifest.name}-random-{seed}",
         method="random",
         seed=seed,

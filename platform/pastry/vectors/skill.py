@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST_FILE = "skill.json"
+TOKENIZER_FILE = "tokenizer.json"
 TENSOR_STEM = "skill"
 
 
@@ -122,6 +124,12 @@ def summarise(tensors: dict[str, SkillTensor]) -> dict[str, object]:
         "fingerprint": fingerprint({name: tensor.digest for name, tensor in tensors.items()}),
         "norm": math.sqrt(sum(tensor.norm**2 for tensor in tensors.values())),
     }
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Put the tokenizer.json of `source`, if it has one, beside a skill vector: --vocab intersect needs to know the tokens."""
+    if (source / TOKENIZER_FILE).is_file():
+        shutil.copyfile(source / TOKENIZER_FILE, directory / TOKENIZER_FILE)
 
 
 class Skill(TensorDirectory):

@@ -12,9 +12,8 @@ from pastry.vectors.architecture import Architecture
 from pastry.vectors.checkpoint import Checkpoint
 from pastry.vectors.files import read_json
 from pastry.vectors.rounding import Scratch
-from pastry.vectors.skill import Skill
+from pastry.vectors.skill import TOKENIZER_FILE, Skill
 
-TOKENIZER_FILE = "tokenizer.json"
 _FACTS = ("vocab_size", "vocabulary_digest", "special_tokens_digest")
 
 

@@ -35,11 +35,12 @@ def combine(
     orthogonal_per: Per = "tensor",
     match_norm: bool = False,
     dtype: str = "float32",
+    dry_run: bool = False,
     spread: Spread | None = None,
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     **settings: Any,
-) -> SkillManifest:
+) -> SkillManifest | None:
     """Write the skill vector `name`, made of several, to the new directory `out` and return its manifest.
 
     `skills` are (skill vector directory, weight); weights other than 1 are for the methods that have them (sum, dare).
@@ -47,6 +48,7 @@ def combine(
     takes the component along an update, such as the target's SFT update, out of each tensor or out of the whole vector
     (`orthogonal_per`); `match_norm` scales the vector to the mean of the sources' norms.
     Computed in float32, stored in `dtype`. The numbers depend on the inputs alone, not on shards or processes.
+    `dry_run` only checks, and returns None.
     Memory: some blocks a thread and source. Reads every input once; ties, `orthogonal_to` and `match_norm` read again.
     Raises PastryError for no skills, an unknown method, a setting that does not fit, incompatible sources or sources of
     different bases, a damaged source (naming the tensor), a zero vector or update where a norm is needed, an existing `out`.
@@ -61,14 +63,17 @@ def combine(
         raise PastryError(f"--orthogonal-per {orthogonal_per} goes with --orthogonal-to; give both or neither")
     sources = [open_skill(path) for path, _ in skills]
     _check_sources(sources)
-    plan = Plan(tuple(s.path for s in sources), tuple(w for _, w in skills), method, settings, orthogonal_to, orthogonal_per)
+    if orthogonal_to:
+        check_same_architecture(sources[0], orthogonal_to().weights, chat_template=False)
+    if dry_run:
+        return None
+    paths, weights = tuple(source.path.absolute() for source in sources), tuple(weight for _, weight in skills)
+    plan = Plan(paths, weights, method, settings, orthogonal_to, orthogonal_per)
     specs = [TensorSpec(info.name, dtype, info.shape) for info in sources[0].tensors.values()]
     shards = plan_shards(TENSOR_STEM, specs, max_shard_bytes)
     recorded = dict(settings)
     if orthogonal_to:
-        update = orthogonal_to()
-        check_same_architecture(sources[0], update.weights, chat_template=False)
-        recorded |= {"orthogonal_to": _update_fingerprint(update), "orthogonal_per": orthogonal_per}
+        recorded |= {"orthogonal_to": _update_fingerprint(orthogonal_to()), "orthogonal_per": orthogonal_per}
         if orthogonal_per == "whole":
             v_u, _, u_u = whole_dots(plan, shards, True, spread)
             plan = replace(plan, coefficient=merging.component(v_u, u_u))
@@ -88,6 +93,7 @@ def combine(
         specs,
         partial(CombineWork, plan),
         {"does": "combine", "method": method, "sources": [part.model_dump() for part in parts], "settings": recorded},
+        like=sources[0].path,
         spread=spread,
         progress=progress,
         max_shard_bytes=max_shard_bytes,
