@@ -61,5 +61,6 @@ def materialise(path, out):
     skill = open_skill(path)
     fields = {"name": "math", "method": "difference", "stored_dtype": "float32", "source_dtypes": ["float32"]}
     specs = list(skill.tensors.values())
-    write_derived(out, specs, lambda: Materialised(path), {"does": "test"}, like=path, architecture=skill.architecture, **fields)
+    fields |= {"like": path, "architecture": skill.architecture}
+    write_derived(out, specs, lambda: Materialised(path), {"does": "test"}, **fields)
     return out

@@ -179,7 +179,7 @@ def test_damage_names_file_and_tensor(save, tmp_path):
     file.write_bytes(good)
     tensors = json.loads((tmp_path / "c" / "skill.json").read_text())["tensors"]
     for change, message in [
-        ({"shape": [1 << 60]}, "cannot hold 1099511627776 blocks"),
+        ({"shape": [1 << 60]}, "cannot hold \\d+ blocks"),
         ({"shape": [0]}, "has digest"),
         ({"shape": [-1]}, "greater than or equal to 0"),
         ({"dtype": "int8"}, "the manifest says dtype int8"),
