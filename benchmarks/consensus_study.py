@@ -28,6 +28,7 @@ from matplotlib import pyplot as plt
 
 TARGETS = ("company", "ship", "drug")
 LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
+LOW, LOW_ROWS = (0.125, 0.25), ("single", "mean5", "consensus4", "consensus5")
 PERPLEXITY_AT = (1.0, 2.0)
 PLATEAU = 0.03
 ROWS = {
@@ -92,8 +93,7 @@ def unflat(vector: torch.Tensor, like: State) -> State:
 def measure(zoo: Zoo, target: str) -> dict:
     """One seed and target: accuracy of every row over λ (216 questions), perplexity of the target's documents."""
     kept_at = zoo.directory / f"consensus-{target}.json"
-    if kept_at.exists():
-        return json.loads(kept_at.read_text())
+    kept = json.loads(kept_at.read_text())["rows"] if kept_at.exists() else {}
     began, sources = time.monotonic(), [subject for subject in SUBJECTS if subject != target]
     vectors = []
     for source in sources:
@@ -113,9 +113,12 @@ def measure(zoo: Zoo, target: str) -> dict:
     found: dict = {"n": len(questions), "sources": sources, "cosines": cosines, "target": ask(), "rows": {}}
     found["target_perplexity"] = lab.perplexity(documents)
     for name, vector in merged(vectors, zoo.seed).items():
-        row = {"share": float((vector != 0).double().mean()), "norm": float(vector.norm()), "accuracy": {}, "perplexity": {}}
+        row = kept.get(name, {"accuracy": {}, "perplexity": {}})
+        row |= {"share": float((vector != 0).double().mean()), "norm": float(vector.norm())}
         row["cosine_to_mean"] = float(torch.nn.functional.cosine_similarity(vector, vectors.mean(0), dim=0))
-        for lam in LAMBDAS:
+        for lam in (*LOW, *LAMBDAS) if name.split("/")[0] in LOW_ROWS else LAMBDAS:
+            if f"{lam:g}" in row["accuracy"]:
+                continue
             lab.load(unflat(start + lam * vector, like))
             row["accuracy"][f"{lam:g}"] = ask()
             if lam in PERPLEXITY_AT:
@@ -131,9 +134,9 @@ def own_rows(pair: dict, name: str) -> list[dict]:
     return [row for key, row in pair["rows"].items() if key.split("/")[0] == name.removesuffix("_worst").removesuffix("_best")]
 
 
-def curve(pair: dict, name: str, what: str = "accuracy") -> np.ndarray:
-    """A row of one (seed, target) over the λ it was measured at."""
-    values = np.array([list(row[what].values()) for row in own_rows(pair, name)])
+def curve(pair: dict, name: str, what: str = "accuracy", at: tuple[float, ...] = LAMBDAS) -> np.ndarray:
+    """A row of one (seed, target) over λ."""
+    values = np.array([[row[what][f"{lam:g}"] for lam in at] for row in own_rows(pair, name)])
     if name.endswith("_worst"):
         return values.min(0)
     return values.max(0) if name.endswith("_best") else values.mean(0)
@@ -147,7 +150,21 @@ def width(values: np.ndarray) -> float:
 
 
 def mean_width(pair: dict, name: str) -> float:
-    return float(np.mean([width(np.array(list(row["accuracy"].values()))) for row in own_rows(pair, name)]))
+    accuracies = [[row["accuracy"][f"{lam:g}"] for lam in LAMBDAS] for row in own_rows(pair, name)]
+    return float(np.mean([width(np.array(values)) for values in accuracies]))
+
+
+def at_equal_norm(pair: dict, name: str, lam: float) -> float:
+    """Accuracy of one vector (mean over the sources) at the λ that gives it the norm of λ times another row."""
+    norm, every = own_rows(pair, name)[0]["norm"] * lam, (*LOW, *LAMBDAS)
+    singles = own_rows(pair, "single")
+    return float(np.mean([np.interp(norm / row["norm"], every, [row["accuracy"][f"{x:g}"] for x in every]) for row in singles]))
+
+
+def projection(pair: dict, name: str) -> float:
+    """How much of the mean of five a row holds at λ = 1: ⟨row, mean⟩ / ⟨mean, mean⟩."""
+    norm = pair["rows"]["mean5"]["norm"]
+    return float(np.mean([row["cosine_to_mean"] * row["norm"] / norm for row in own_rows(pair, name)]))
 
 
 def clustered(values: dict[str, list], signed: bool = False, digits: int = 3) -> str:
@@ -193,16 +210,29 @@ def tables(results: dict[str, dict[str, dict]]) -> str:
         if name in ("single_worst", "single_best"):
             continue
         row = [label]
-        for key in ("share", "norm", "cosine_to_mean"):
+        for key in ("share", "norm"):
             row.append(clustered(each(lambda p, key=key, name=name: np.mean([r[key] for r in own_rows(p, name)]))))
+        row.append(clustered(each(lambda p, name=name: projection(p, name))))
         for i in range(len(PERPLEXITY_AT)):
-            grown = each(lambda p, i=i, name=name: curve(p, name, "perplexity")[i] / p["target_perplexity"] - 1)
+            grown = each(lambda p, i=i, name=name: curve(p, name, "perplexity", PERPLEXITY_AT)[i] / p["target_perplexity"] - 1)
             row.append(clustered({seed: [100 * value for value in of] for seed, of in grown.items()}, signed=True, digits=1))
         rows.append(row)
-    header = ["", "share of weights", "norm", "cosine to the mean of five", "perplexity of the target's documents at λ 1, %"]
+    header = ["", "share of weights", "norm", "part of the mean of five", "perplexity of the target's documents at λ 1, %"]
     text += "\n### The vectors\n\n" + markdown([*header, "at λ 2, %"], rows)
+    rows = []
+    for name in LOW_ROWS:
+        row = [ROWS[name], *(clustered(each(lambda p, i=i, name=name: curve(p, name, at=LOW)[i])) for i in range(len(LOW)))]
+        for lam in (0.25, 0.5, 2.0, 3.0):
+            at = (*LOW, *LAMBDAS).index(lam)
+            own = each(lambda p, at=at, name=name: curve(p, name, at=(*LOW, *LAMBDAS))[at])
+            single = each(lambda p, name=name, lam=lam: at_equal_norm(p, name, lam))
+            gain = {seed: list(np.subtract(own[seed], single[seed])) for seed in own}
+            row.append(clustered(gain, signed=True) if name != "single" else "")
+        rows.append(row)
+    text += "\n### Small λ; and at λ, accuracy minus that of one vector scaled to the same norm, paired\n\n"
+    text += markdown(["", "λ 0.125", "λ 0.25", *(f"same norm, λ {lam}" for lam in ("0.25", "0.5", "2", "3"))], rows)
     cosines = [cosine for pair in pairs for cosine in pair["cosines"]]
-    text += f"\nPairwise cosines of the single vectors: mean {np.mean(cosines):.3f}, {min(cosines):.3f} to {max(cosines):.3f}. "
+    text += f"\nPairwise cosines of the single vectors: mean {np.mean(cosines):.3f}, {min(cosines):.3f} to {max(cosines):.3f}."
     rows = [[f"{seed} → {target}", *(f"{curve(p, n)[i]:.3f}" for n in SHOWN for i in (1, 3))]
             for seed, of_seed in results.items() for target, p in of_seed.items()]  # fmt: skip
     text += "\n\n### Each pair, λ 1 and 2\n\n"
@@ -223,10 +253,12 @@ def plot(results: dict[str, dict[str, dict]], path: Path) -> None:
          "consensus4": "consensus 4 of 5", "consensus5": "consensus 5 of 5"},
         {"consensus5": f"consensus 5 of 5 ({share:.0%} of the weights)", "largest_subset": "the mean's largest, as many",
          "complement": "the mean without the 5-of-5 weights", "single_without": "one vector without the 5-of-5 weights",
-         "random_subset": "the mean at random weights, as many", "random_vector": "a random vector"},
+         "random_subset": "the mean at random weights, as many", "random_scaled": "the same, with the norm of 5 of 5",
+         "random_vector": "a random vector"},
     ]  # fmt: skip
     colors = {"single": "C7", "mean2": "C9", "mean5": "C0", "consensus4": "C2", "consensus5": "C3", "largest_subset": "C1"}
-    colors |= {"complement": "C4", "single_without": "C5", "random_subset": "C8", "random_vector": "C6"}
+    colors |= {"complement": "C4", "single_without": "C5", "random_subset": "C8", "random_scaled": "C9"}
+    colors["random_vector"] = "C6"
     for panel, rows, title in zip(axes, panels, ("Merging several skills", "Which weights carry the skill"), strict=True):
         for name, label in rows.items():
             values = np.mean([curve(pair, name) for pair in pairs], axis=0)
@@ -245,7 +277,7 @@ def plot(results: dict[str, dict[str, dict]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25])
     parser.add_argument("--zoo", type=Path, default=ZOO, help="where lab_models.py keeps the models")
     parser.add_argument("--redraw", action="store_true", help="tables and plot from the numbers already in benchmarks/results")
     arguments = parser.parse_args()
@@ -254,7 +286,8 @@ def main() -> None:
     if not arguments.redraw:
         zoos = {str(seed): Zoo(arguments.zoo, seed) for seed in arguments.seeds}
         measured = {seed: {target: measure(zoo, target) for target in TARGETS} for seed, zoo in zoos.items()}
-        numbers.write_text(json.dumps(measured, indent=0))
+        rough = json.loads(json.dumps(measured), parse_float=lambda text: round(float(text), 6))
+        numbers.write_text(json.dumps(rough) + "\n")
     results = json.loads(numbers.read_text())
     text = tables(results)
     numbers.with_suffix(".md").write_text(text)

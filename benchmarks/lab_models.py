@@ -275,7 +275,7 @@ def _keep(model, tokenizer, out: Path, began: float, **facts) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25], help="source planet, for precision_study")
-    parser.add_argument("--all-sources", type=int, nargs="*", default=[21, 22, 23], help="seeds of consensus_study")
+    parser.add_argument("--all-sources", type=int, nargs="*", default=[21, 22, 23, 24, 25], help="seeds of consensus_study")
     parser.add_argument("--trl", type=int, nargs="*", default=[21], help="seeds whose planet RL is also done by TRL's trainer")
     parser.add_argument("--zoo", type=Path, default=ZOO)
     arguments = parser.parse_args()
