@@ -24,7 +24,9 @@ PREFIX = "blake3:"
 
 def block_digest(stored: np.ndarray) -> bytes:
     """32 bytes over a block's raw little-endian bytes."""
-    return blake3(stored.view(np.uint8)).digest()
+    digest = blake3()
+    digest.update(stored.view(np.uint8))  # lets other threads run, as the constructor with the bytes would not
+    return digest.digest()
 
 
 def tensor_blocks(tensor: torch.Tensor) -> Iterator[bytes]:
