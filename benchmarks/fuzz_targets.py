@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from benchmarks.fuzz_files import NAMES, Target, checkpoint
 from benchmarks.fuzz_mutators import TEXTS, damage_text
 from pastry.errors import PastryError
-from pastry.vectors.lora.adapter import Adapter
 from pastry.vectors.checkpoint import Checkpoint, TensorDirectory
 from pastry.vectors.compression.compress import compress, decompress
 from pastry.vectors.extract import extract
-from pastry.vectors.lora.extract import extract_lora
 from pastry.vectors.inject import inject
+from pastry.vectors.lora.adapter import Adapter
+from pastry.vectors.lora.extract import extract_lora
 from pastry.vectors.lora.factored import open_skill
 from pastry.vectors.modules import parse_lambda, per_tensor
 from pastry.vectors.recipe import parse_recipe
