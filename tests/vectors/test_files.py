@@ -1,7 +1,10 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from pastry.errors import PastryError
-from pastry.vectors.files import atomic_directory, read_json, write_json
+from pastry.vectors.files import atomic_directory, read_json, resumable_directory, write_json
 
 
 def test_output_is_absent_until_it_is_complete(tmp_path):
@@ -69,3 +72,19 @@ def test_json_round_trip_and_errors(tmp_path):
     path.write_bytes(b"\xff\xfe{")
     with pytest.raises(PastryError, match="not valid JSON"):
         read_json(path)
+
+
+def test_notes_go_before_what_they_speak_of(tmp_path, monkeypatch):
+    seen = []
+    rename = os.rename
+
+    def watched(source, target):
+        seen.extend(sorted(path.name for path in Path(source).parent.iterdir()))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watched)
+    with resumable_directory(tmp_path / "out", {}) as (data, notes):
+        (data / "a").write_text("a")
+        (notes / "a.json").write_text("{}")
+    assert seen == ["data", "identity.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -81,6 +81,8 @@ def resumable_directory(out: Path, identity: dict[str, Any]) -> Iterator[tuple[P
             for path in [*data.rglob("*"), data]:
                 fsync(path)
             refuse_existing(out)
+            # The notes first: killed in between, they would speak of files that are not here any more.
+            shutil.rmtree(notes)
             os.rename(data, out)
             fsync(out.parent)
             shutil.rmtree(staging)

@@ -6,6 +6,7 @@ the system calls let them run at the same time.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -25,6 +26,8 @@ from pastry.vectors.rounding import Scratch, block_ranges
 from pastry.vectors.safetensors_format import TensorSpec, encode_header
 
 MAX_SHARD_BYTES = 2_000_000_000
+SYNC_BLOCKS = 64
+"""After so many blocks what was written is sent to the disk, which then works while we compute."""
 
 
 class Work(Protocol):
@@ -146,19 +149,26 @@ def _write_here(work: Work, data: Path, notes: Path, shards: list[Shard], tick: 
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as sealer:
         sealed = []
         for shard in shards:
-            records = _fill(work, data / shard.file, shard, pool, local, tick)
+            records = _fill(work, data / shard.file, shard, pool, sealer, local, tick)
             sealed.append(sealer.submit(seal, shard, records))
         for future in sealed:
             future.result()
 
 
 def _fill(
-    work: Work, path: Path, shard: Shard, pool: ThreadPoolExecutor, local: threading.local, tick: Callable[[int], None]
+    work: Work,
+    path: Path,
+    shard: Shard,
+    pool: ThreadPoolExecutor,
+    sealer: ThreadPoolExecutor,
+    local: threading.local,
+    tick: Callable[[int], None],
 ) -> dict[str, Any]:
     header, offsets = encode_header(shard.tensors)
     with open(path, "wb", buffering=0) as stream:
         stream.write(header)
         descriptor = stream.fileno()
+        done = itertools.count(1)
 
         def write(spec: TensorSpec, start: int, stop: int) -> Any:
             if not hasattr(local, "scratch"):
@@ -172,6 +182,8 @@ def _fill(
             except OSError as error:
                 raise PastryError(f"{path}: cannot be written ({error.strerror})") from error
             tick(stored.nbytes)
+            if next(done) % SYNC_BLOCKS == 0:
+                sealer.submit(fsync, path)
             return facts
 
         futures = {spec: [pool.submit(write, spec, *block) for block in block_ranges(spec.elements)] for spec in shard.tensors}
