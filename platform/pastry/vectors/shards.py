@@ -143,7 +143,7 @@ def _write_here(work: Work, data: Path, notes: Path, shards: list[Shard], tick: 
         fsync(data / shard.file)
         write_json(_note(notes, shard), records)
 
-    threads = len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) + 1  # one of them usually waits for the disk
     local = threading.local()
     # One thread waits for the disk while the others compute the next shard.
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as sealer:
