@@ -158,7 +158,7 @@ def test_a_stop_string_ends_the_text(url, expected):
 
 def test_models_and_health(url):
     assert [entry["id"] for entry in call(f"{url}/v1/models")[1]["data"]] == ["target", "target+skill", "target+other"]
-    assert call(f"{url}/health") == (200, {"status": "ok", "targets": ["target"], "skills": ["skill"]})
+    assert call(f"{url}/health") == (200, {"status": "ok", "targets": ["target"], "skills": ["skill", "other"]})
 
 
 @pytest.mark.parametrize(
