@@ -42,8 +42,8 @@ class DerivedWork:
         stored = round_to(values, scratch("stored", FLOAT_DTYPES[spec.dtype], stop - start), start)
         where = f"the derived vector in tensor {spec.name}"
         v = widen(stored, scratch("v", np.float32, stop - start), where, spec.shape, start, overflow_advice(spec.dtype))
-        sums = {"squares": kernels.dots(v, v)[0], "zeros": v.size - int(np.count_nonzero(v))}
-        return stored, {"digest": block_digest(stored), "facts": facts, **sums}
+        square, zeros = kernels.square_and_zeros(v)
+        return stored, {"digest": block_digest(stored), "facts": facts, "square": square, "zeros": zeros}
 
     def record(self, spec: TensorSpec, facts: list[dict[str, Any]]) -> dict[str, Any]:
         self.check(spec, [block["facts"] for block in facts])
@@ -51,7 +51,7 @@ class DerivedWork:
             digest=tensor_digest(spec, (block["digest"] for block in facts)),
             shape=spec.shape,
             dtype=spec.dtype,
-            norm=math.sqrt(math.fsum(block["squares"] for block in facts)),
+            norm=math.sqrt(math.fsum(block["square"] for block in facts)),
             zeros=sum(block["zeros"] for block in facts),
         )
         return tensor.model_dump(mode="json")

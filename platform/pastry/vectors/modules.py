@@ -12,7 +12,7 @@ from pastry.errors import PastryError
 OUTSIDE_LAYERS = "-"
 _IN_LAYER = re.compile(r"(?:model\.language_model|model|transformer)\.(?:layers|h)\.([0-9]{1,6})\.(.+)")
 # In this order: a norm inside attention (q_norm, post_attention_layernorm) is a norm.
-_GROUPS = {
+GROUPS = {
     "norms": re.compile(r"norm|(^|\.)ln_"),
     "embeddings": re.compile(r"embed|lm_head|(^|\.)w[tp]e\."),
     "attention": re.compile(r"attn|attention"),
@@ -22,7 +22,7 @@ MAX_LAMBDA = 3.4e38
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _RULE = re.compile(r"(?P<group>[a-z]+|/(?P<regex>[^/]+)/)(?:\[(?P<first>[0-9]{1,6})-(?P<last>[0-9]{1,6})\])?=(?P<lam>[^=]+)")
 _FORM = "wanted GROUP=λ or GROUP[FIRST-LAST]=λ, for instance attention=1,mlp[0-11]=0.5~1,all=0 (groups: " + (
-    ", ".join(_GROUPS) + ", all, or /regular expression/; A~B goes from A to B over the layers)"
+    ", ".join(GROUPS) + ", all, or /regular expression/; A~B goes from A to B over the layers)"
 )
 # Commas separate the rules, but may stand inside a regular expression.
 _SEPARATOR = re.compile(r",(?=(?:[a-z]+|/[^/]+/)(?:\[\d+-\d+\])?=)")
@@ -50,7 +50,7 @@ class Rule:
             return False
         if self.group.startswith("/"):
             return re.search(self.group[1:-1], name) is not None
-        return self.group == "all" or self.group == next((g for g, form in _GROUPS.items() if form.search(name)), None)
+        return self.group == "all" or self.group == next((g for g, form in GROUPS.items() if form.search(name)), None)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def parse_lambda(text: str, where: str) -> Lambda:
     rules = []
     for part in _SEPARATOR.split(text):
         match = _RULE.fullmatch(part)
-        if not match or not (match["regex"] or match["group"] in (*_GROUPS, "all")):
+        if not match or not (match["regex"] or match["group"] in (*GROUPS, "all")):
             raise PastryError(f"{where}: cannot read the rule {part!r}; {_FORM}")
         if match["regex"]:
             try:

@@ -4,6 +4,7 @@ A block is what is read, computed, rounded, digested and written at a time: up t
 """
 
 import hashlib
+import threading
 from collections.abc import Hashable, Iterator
 
 import numpy as np
@@ -29,8 +30,8 @@ def block_ranges(elements: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + BLOCK, elements)
 
 
-class Scratch:
-    """A thread's buffers, reused from block to block: fresh memory would cost more than the arithmetic."""
+class Scratch(threading.local):
+    """Each thread's own buffers, reused from block to block: fresh memory would cost more than the arithmetic."""
 
     def __init__(self) -> None:
         self._buffers: dict[Hashable, np.ndarray] = {}

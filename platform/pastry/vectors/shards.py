@@ -114,11 +114,17 @@ def sharded_output(
         elif missing:
             _write_here(open_work(), data, notes, missing, tick)
         records = {name: record for shard in shards for name, record in read_json(_note(notes, shard)).items()}
-        if len(shards) > 1:
-            stem = shards[0].file.partition("-00001-of-")[0]
-            weight_map = {spec.name: shard.file for shard in shards for spec in shard.tensors}
-            write_json(data / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_index(data, shards, total)
         yield data, records
+
+
+def write_index(directory: Path, shards: list[Shard], total_size: int) -> None:
+    """Write which tensor is in which of the files, as transformers looks for it, if there are several."""
+    if len(shards) > 1:
+        stem = shards[0].file.partition("-00001-of-")[0]
+        weight_map = {spec.name: shard.file for shard in shards for spec in shard.tensors}
+        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+        write_json(directory / f"{stem}.safetensors.index.json", index)
 
 
 def _check_space(data: Path, missing: list[Shard]) -> None:
@@ -144,12 +150,12 @@ def _write_here(work: Work, data: Path, notes: Path, shards: list[Shard], tick: 
         write_json(_note(notes, shard), records)
 
     threads = len(os.sched_getaffinity(0)) + 1  # one of them usually waits for the disk
-    local = threading.local()
+    scratch = Scratch()
     # One thread waits for the disk while the others compute the next shard.
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as sealer:
         sealed = []
         for shard in shards:
-            records = _fill(work, data / shard.file, shard, pool, sealer, local, tick)
+            records = _fill(work, data / shard.file, shard, pool, sealer, scratch, tick)
             sealed.append(sealer.submit(seal, shard, records))
         for future in sealed:
             future.result()
@@ -161,7 +167,7 @@ def _fill(
     shard: Shard,
     pool: ThreadPoolExecutor,
     sealer: ThreadPoolExecutor,
-    local: threading.local,
+    scratch: Scratch,
     tick: Callable[[int], None],
 ) -> dict[str, Any]:
     header, offsets = encode_header(shard.tensors)
@@ -171,9 +177,7 @@ def _fill(
         done = itertools.count(1)
 
         def write(spec: TensorSpec, start: int, stop: int) -> Any:
-            if not hasattr(local, "scratch"):
-                local.scratch = Scratch()
-            stored, facts = work.block(spec, start, stop, local.scratch)
+            stored, facts = work.block(spec, start, stop, scratch)
             left, position = memoryview(stored).cast("B"), offsets[spec.name] + start * stored.itemsize
             try:
                 while left:

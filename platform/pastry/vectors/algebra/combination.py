@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,12 +114,10 @@ def whole_dots(plan: Plan, shards: list[Shard], with_update: bool, spread: Sprea
 
 
 def _shard_dots(plan: Plan, with_update: bool, shard: Shard) -> list[tuple[float, float, float]]:
-    work, local = CombineWork(plan), threading.local()
+    work, scratch = CombineWork(plan), Scratch()
 
     def dots(spec: TensorSpec, block: tuple[int, int]) -> tuple[float, float, float]:
-        if not hasattr(local, "scratch"):
-            local.scratch = Scratch()
-        return work.dots(spec, *block, local.scratch, with_update)
+        return work.dots(spec, *block, scratch, with_update)
 
     blocks = [(spec, block) for spec in shard.tensors for block in block_ranges(spec.elements)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

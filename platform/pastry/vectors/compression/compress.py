@@ -16,7 +16,7 @@ from pastry.vectors.files import fsync, read_json, resumable_directory, write_js
 from pastry.vectors.fingerprint import block_digest
 from pastry.vectors.rounding import FLOAT_DTYPES, Scratch, block_ranges
 from pastry.vectors.safetensors_format import TensorSpec, encode_header
-from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Shard, plan_shards, sharded_output
+from pastry.vectors.shards import MAX_SHARD_BYTES, Progress, Shard, plan_shards, sharded_output, write_index
 from pastry.vectors.skill import MANIFEST_FILE, TENSOR_STEM, Skill
 
 
@@ -48,10 +48,7 @@ def compress(skill: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) 
                 fsync(data / shard.file)
                 write_json(note, sizes)
             stored |= read_json(note)
-        if len(shards) > 1:
-            weight_map = {spec.name: shard.file for shard in shards for spec in shard.tensors}
-            index = {"metadata": {"total_size": sum(stored.values())}, "weight_map": weight_map}
-            write_json(data / f"{TENSOR_STEM}.safetensors.index.json", index)
+        write_index(data, shards, sum(stored.values()))
         _write_manifest(source, data, SPARSE_ENCODING)
     return _sizes(source, sum(stored.values()))
 

@@ -32,6 +32,7 @@ from pastry.vectors.files import atomic_directory, refuse_existing, write_json
 from pastry.vectors.lora.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from pastry.vectors.lora.factored import AnySkill, open_skill, write_safetensors
 from pastry.vectors.lora.truncation import energies, leading_factors, residual
+from pastry.vectors.modules import GROUPS
 from pastry.vectors.rounding import derive_key
 from pastry.vectors.safetensors_format import TensorSpec
 
@@ -39,8 +40,8 @@ REPORT_FILE = "lora.json"
 LARGEST_LEFT_OUT = 0.01
 _LEFT_OUT = {
     "biases": re.compile(r"bias$"),
-    "norms": re.compile(r"norm|(^|\.)ln_"),
-    "embeddings": re.compile(r"embed|lm_head|(^|\.)w[tp]e\."),
+    "norms": GROUPS["norms"],
+    "embeddings": GROUPS["embeddings"],
     "experts": re.compile(r"\.experts\.|router|mlp\.gate\."),
 }
 

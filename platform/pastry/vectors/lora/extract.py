@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +24,7 @@ from pastry.vectors.lora.factored import (
     zero_tensor,
 )
 from pastry.vectors.safetensors_format import TensorSpec
-from pastry.vectors.skill import MANIFEST_FILE, SkillFacts, summarise
-from pastry.vectors.vocabulary import TOKENIZER_FILE
+from pastry.vectors.skill import MANIFEST_FILE, SkillFacts, copy_tokenizer, summarise
 
 
 def extract_adapters(
@@ -114,9 +112,7 @@ def extract_lora(
             base=weights.architecture.base,
             base_model=adapters[0].config.base_model_name_or_path,
         )
-        if (weights.path / TOKENIZER_FILE).is_file():
-            # Which row of the embeddings is which token: what --vocab intersect needs to know.
-            shutil.copyfile(weights.path / TOKENIZER_FILE, directory / TOKENIZER_FILE)
+        copy_tokenizer(weights.path, directory)
         write_json(directory / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest
 
