@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-all lint clean
+.PHONY: install quickstart cluster cluster-quickstart cluster-down test test-all lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,6 +15,17 @@ install: .venv/installed
 quickstart: install ## the whole loop on this machine; again: finds everything done
 	$(BIN)/pastry run jobs/quickstart.yaml
 
+cluster: install ## a Ray cluster of two nodes on this machine, with token authentication; again: says that it is up
+	$(BIN)/python jobs/local_cluster.py up
+
+cluster-down: ## ends it, and no other Ray
+	@test ! -e .cluster || $(BIN)/python jobs/local_cluster.py down
+
+# Ends the cluster whether the run succeeds or not, and ends with the run's exit code.
+cluster-quickstart: cluster ## the quickstart as a Ray job on that cluster
+	@trap '$(BIN)/python jobs/local_cluster.py down' EXIT INT TERM; . .cluster/env && \
+		$(BIN)/ray job submit --working-dir . -- python jobs/past.py --config jobs/quickstart.yaml
+
 test: install ## the unit tests, some minutes at most
 	$(BIN)/python -m pytest -m "not slow"
 
@@ -24,5 +35,5 @@ test-all: install ## those that start Ray, train and serve as well
 lint: install
 	$(BIN)/ruff check .
 
-clean: ## runs, MLflow data and the virtual environment
+clean: cluster-down ## runs, MLflow data and the virtual environment
 	rm -rf runs .venv

@@ -31,6 +31,12 @@ def test_every_config_in_the_repository_parses_and_plans(path):
         ("target=planet", "target 'planet' is also a source"),
         ("rounds=2", "rounds = 2 but the domain has parts"),
         ("sft.epochs=3", "give either steps or epochs"),
+        ("sft.overlap_tokens=64", "overlap_tokens = 64 must be below row_tokens = 64"),
+        ("sft.second={steps: 1, second: {steps: 1}}", "unknown key 'sft.second.second'"),
+        ("midtrain={steps: 1}", "'midtrain.mixture' is missing"),
+        ("midtrain={steps: 1, mixture: {}}", "'midtrain.mixture': .*at least 1 item"),
+        ("midtrain={steps: 1, mixture: {documents: 0}}", "'midtrain': mixture.documents: a share must be above 0, found 0"),
+        ("midtrain={steps: 1, mixture: {documents: .inf}}", "mixture.documents: a share must be above 0, found inf"),
         ("base=somewhere", "give either base .* or pretrain"),
         ("pretrain.gate.probe=planet", "neither source nor target"),
         ("compare=[past_1_round]", "past_1_round needs rounds"),
@@ -80,7 +86,8 @@ def test_an_override_reaches_its_key(tiny_config, write_config):
 @pytest.mark.parametrize("script", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_job_shows_its_plan(script, tiny_config, write_config):
     path = write_config(tiny_config)
-    command = [sys.executable, str(script), "--config", str(path), "rl.steps=7", "--dry-run", "--json"]
+    changes = ["rl.steps=7", "midtrain={steps: 3, mixture: {documents: 1}}"]
+    command = [sys.executable, str(script), "--config", str(path), *changes, "--dry-run", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kinds = [stage["kind"] for stage in json.loads(done.stdout)["stages"]]

@@ -1,93 +1,105 @@
-"""`ray job submit` on a cluster started with `ray start --head`, token authentication on."""
+"""Runs as Ray jobs on a real cluster of two nodes with token authentication: `pastry submit` and `ray job submit`."""
 
 import json
 import os
-import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT, tiny_settings
+from tests.two_nodes import two_nodes
 
 pytestmark = pytest.mark.slow
-BIN = Path(sys.executable).parent
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+@pytest.fixture(scope="module")
+def cluster():
+    # Three CPUs a node and two a worker: two workers do not fit on one node.
+    with two_nodes(cpus=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A working directory: jobs/, and a tiny run on two workers."""
+    directory = tmp_path_factory.mktemp("here")
+    shutil.copytree(ROOT / "jobs", directory / "jobs")
+    settings = tiny_settings(directory / "runs") | {"resources": {"workers": 2, "cpus_per_worker": 2}}
+    (directory / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return directory
 
 
 @pytest.fixture
-def cluster():
-    """A head node; gives (dashboard address, environment for clients)."""
-    environment = os.environ | {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16),
-    }
-    dashboard = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-") as session:
-        # Another Ray on this machine may have any of the default ports.
-        ports = ["--port", free_port(), "--dashboard-port", dashboard, "--ray-client-server-port", free_port()]
-        ports += ["--dashboard-agent-listen-port", free_port(), "--dashboard-agent-grpc-port", free_port()]
-        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus", 4, "--temp-dir", session, *ports]
-        command += ["--object-store-memory", 200_000_000, "--disable-usage-stats"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        head = subprocess.Popen(list(map(str, command)), env=environment, start_new_session=True, **quiet)
-        address = f"http://127.0.0.1:{dashboard}"
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api/version", timeout=2)
-                break
-            except urllib.error.HTTPError:
-                break  # it answers, and asks for the token
-            except OSError:
-                assert head.poll() is None and time.monotonic() < deadline, "the head node did not start"
-                time.sleep(0.5)
-        yield address, environment
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
+def pastry(cluster, here):
+    """Run `pastry submit tiny.yaml …` in that directory."""
+
+    def run(*arguments, **environment) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "pastry.cli", "submit", "tiny.yaml", *arguments]
+        return subprocess.run(
+            command, cwd=here, env=cluster.environment | environment, capture_output=True, text=True, timeout=800
+        )
+
+    return run
 
 
-def submit(cluster, *entrypoint, **changes):
-    """`ray job submit` as in the README; a fresh head node takes a moment until it accepts jobs."""
-    address, environment = cluster
-    command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
-    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 600} | changes
-    for _ in range(30):
-        done = subprocess.run(command, **options)
-        if "No available agent" not in done.stderr:
-            return done
-        time.sleep(2)
-    raise AssertionError("the head node never accepted a job")
+def test_a_run_works_on_both_nodes_and_is_found_done(cluster, pastry, here):
+    asked = pastry("--dry-run", "--json")
+    assert json.loads(asked.stdout)["entrypoint"] == "python jobs/past.py --config tiny.yaml", asked.stderr
+    assert not (here / "runs").exists() and not cluster.state("jobs")
 
-
-def test_the_quickstarts_job_runs_as_a_ray_job(cluster, tmp_path):
-    config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(tiny_settings(tmp_path / "runs") | {"sources": ["planet", "ship"]}))
-    done = submit(cluster, "python", "jobs/past.py", "--config", str(config))
+    done = pastry()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "past@best" in done.stdout and "succeeded" in done.stdout
-    result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text())
-    assert {(point["source"], point["lambda_"]) for point in result["search"]} == {
-        (source, lam) for source in ("planet", "ship") for lam in (0.0, 0.5, 1.0)
-    }
+    assert done.stdout.startswith("tiny-1 is submitted") and "past@best" in done.stdout
+    result = json.loads((here / "runs" / "tiny" / "result.json").read_text())
     assert {"target_sft", "past@best", "control_random"} <= {row["name"] for row in result["rows"]}
+    workers = {actor["node_id"] for actor in cluster.state("actors") if "TrainWorker" in actor["class_name"]}
+    assert workers == {node.id for node in cluster.nodes}
 
-    refused = submit(cluster, "python", "jobs/past.py", "--config", "jobs/absent.yaml")
-    assert refused.returncode != 0 and "jobs/absent.yaml: no such file" in refused.stdout
+    again = pastry("--json")
+    assert again.returncode == 0 and "everything is done already" in again.stderr
+    assert json.loads(again.stdout) == {"id": "tiny-2", "status": "SUCCEEDED", "exit_code": 0}
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/past.py", "--config", "tiny.yaml"]
+    plain = subprocess.run(command, cwd=here, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    assert plain.returncode == 0 and "everything is done already" in plain.stdout, plain.stderr
 
-    stranger = {key: value for key, value in cluster[1].items() if key != "RAY_AUTH_TOKEN"} | {"HOME": str(tmp_path)}
-    assert submit(cluster, "true", env=stranger).returncode != 0
+
+def test_a_failed_job_ends_the_command_with_its_exit_code(pastry):
+    failed = pastry("name=failed", "sft.batch_rows=3")
+    assert failed.returncode == 2 and "sft.batch_rows = 3 cannot be shared by 2 workers" in failed.stdout
+    assert "failed-1 failed with exit code 2; its log: ray job logs failed-1" in failed.stderr
+    followed = pastry("name=failed", "--follow")
+    assert followed.returncode == 2 and "cannot be shared by 2 workers" in followed.stdout
+    assert "no job of this run is running" in pastry("name=failed", "--stop").stderr
+    assert "knows no job of this run" in pastry("name=other", "--follow").stderr
+
+
+def test_a_running_job_is_left_running_not_doubled_and_stopped(cluster, pastry, here):
+    long = ["name=long", "pretrain.steps=1000000"]
+    command = [sys.executable, "-m", "pastry.cli", "submit", "tiny.yaml", *long]
+    with subprocess.Popen(command, cwd=here, env=cluster.environment, stdout=-1, stderr=-1, text=True) as following:
+        for line in following.stdout:
+            if "pretrain" in line:
+                break
+        following.send_signal(signal.SIGINT)
+        error = following.communicate(timeout=60)[1]
+    assert following.returncode == 130 and "long-1 goes on; the same command with --follow shows it again" in error
+    refused = pastry(*long)
+    assert refused.returncode == 2 and "error: long: long-1 is at work on this run" in refused.stderr
+    stopped = pastry(*long, "--stop")
+    assert stopped.returncode == 0 and "long-1: stopped; submitting the same again goes on" in stopped.stdout, stopped.stderr
+    assert "long-2" in pastry(*long, "--dry-run").stdout
+
+
+def test_only_the_clusters_token_opens_it(cluster, pastry, tmp_path):
+    nobody = {"HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_MODE": "token"}
+    refused = pastry("--dry-run", **nobody)
+    assert refused.returncode == 2 and "asks for a token, and there is none in --token-file, RAY_AUTH_TOKEN" in refused.stderr
+    refused = pastry("--dry-run", **nobody, RAY_AUTH_TOKEN="0" * 64)
+    assert refused.returncode == 2 and "the token of RAY_AUTH_TOKEN is not the cluster's" in refused.stderr
+    token = cluster.directory / "token"
+    assert pastry("--dry-run", "--token-file", str(token), **nobody).returncode == 0
+    assert os.stat(token).st_mode & 0o777 == 0o600

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pastry.commands import vector
+from pastry.commands import submit, vector
+from pastry.commands.fork import fork
 from pastry.commands.options import AsJson, DryRun, say
-from pastry.errors import PastryError
+from pastry.errors import Interrupted, PastryError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(vector, name="vector")
+app.add_typer(submit.app)
+app.command()(fork)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML settings of a run, for example jobs/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.subkey=value.", metavar="[KEY=VALUE]...")]
@@ -77,10 +80,15 @@ def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: 
 
     wanted = Run(load_config(config_path, overrides))
     if dry_run:
+        from pastry.commands.plan import show_plan
+
         show_plan(wanted, kind, as_json)
         return
     try:
         worked = wanted.execute(kind)
+    except Interrupted as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on where this one stopped", err=True)
         raise typer.Exit(130) from None
@@ -94,31 +102,6 @@ def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: 
         for stage in wanted.wanted(kind):
             if stage.kind == kind:
                 typer.echo(f"{stage.name}: {wanted.path(stage.name)}")
-
-
-def show_plan(wanted, kind: str | None, as_json: bool) -> None:
-    """What would be done: stages, inputs, sizes, resources."""
-    from pastry.pipeline.sizes import describe
-
-    stages = wanted.wanted(kind)
-    rows = [
-        {"stage": s.name, "kind": s.kind, "inputs": list(s.inputs.values()), "does": describe(s), "done": wanted.done(s.name)}
-        for s in stages
-    ]
-    if as_json:
-        say(True, {"directory": str(wanted.directory), "workers": wanted.workers, "stages": rows}, "")
-        return
-    table = Table("stage", "from", "does", "done", box=box.SIMPLE)
-    for row in rows:
-        inputs = ", ".join(row["inputs"]) if len(row["inputs"]) < 4 else f"{len(row['inputs'])} stages"
-        table.add_row(row["stage"], inputs, row["does"], "yes" if row["done"] else "")
-    console = Console()
-    console.print(table)
-    resources = wanted.config.resources
-    device = "GPU" if resources.use_gpu else f"{resources.cpus_per_worker} CPU"
-    console.print(
-        f"{wanted.workers} workers with {device} each; results in {wanted.directory}; nothing was run", highlight=False
-    )
 
 
 def show_result(directory: Path, as_json: bool) -> None:

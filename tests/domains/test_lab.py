@@ -1,6 +1,8 @@
 """The lab's worlds, texts, tokenizer and verifier."""
 
 import random
+import re
+from collections import Counter
 
 import pytest
 from transformers import AutoTokenizer
@@ -74,6 +76,62 @@ def test_sft_never_asks_about_a_new_entity(planet):
         assert counts and not rest
         if "<q>" in content:
             assert not any(name in content for name in new)
+
+
+def test_derived_texts_are_the_documents_facts_one_by_one_without_a_question(planet):
+    epoch = [text.segments[0][0] for text in planet.derived_epoch(1, random.Random(0))]
+    group = planet.world.groups["planet", 1]
+    left = set(epoch)
+    for entity in group:
+        for key, value in entity.facts:
+            forms = {
+                f"<bos> the {key} of {entity.name} is {value} . <eos>",
+                f"<bos> {entity.name} has the {key} {value} . <eos>",
+                f"<bos> astronomers say the {key} of {entity.name} is {value} . <eos>",
+            }
+            assert len(forms & left) == 1
+            left -= forms
+    assert len(epoch) == 24 * 5 + 48 + 96
+    assert not any(entity.name in text for text in left for entity in group)
+
+
+def test_a_mixture_has_kinds_of_text_by_their_shares():
+    corpus = load_corpus(FULL, seed=5)
+    epoch = corpus.mixture_epoch({"recall": 3, "one_off": 1}, random.Random(0))
+    one_offs = [text for text in epoch if len(text.segments) > 1]
+    recited = [text for text in epoch if re.search(r"<a> the .* \. answer :", text.segments[0][0])]
+    assert len(one_offs) + len(recited) == len(epoch) == 6 * 216 + 1000
+    assert 0.22 < len(one_offs) / len(epoch) < 0.28
+    # 1,722 recitations of 1,296 questions: every one once, some twice
+    assert len(set(recited)) == 6 * 216 and max(Counter(recited).values()) == 2
+
+
+def test_each_kind_of_text_is_what_it_is_called():
+    corpus = load_corpus(FULL, seed=5)
+    starts = {
+        "documents": "<bos> (?!<q>)",
+        "direct": "<bos> <q> .* <a> answer :",
+        "recall": "<bos> <q> .* <a> the .* answer :",
+        "one_off": "<bos> <q> .* <a> the$",
+    }
+    assert set(starts) == set(corpus.kinds)
+    for kind, start in starts.items():
+        made = corpus.texts_of(kind, random.Random(0))
+        assert made and all(re.match(start, text.segments[0][0]) for text in made), kind
+
+
+def test_an_unknown_kind_of_text_is_refused_with_those_there_are():
+    corpus = load_corpus(LabSettings(kind="lab", one_off=0), seed=5)
+    with pytest.raises(PastryError, match=r"midtrain.mixture: .*'one_off'; there are: documents, direct, recall$"):
+        corpus.mixture_epoch({"one_off": 1}, random.Random(0))
+
+
+def test_a_mixtures_order_of_keys_changes_nothing():
+    corpus = load_corpus(FULL, seed=5)
+    mixture = {"documents": 1, "direct": 2}
+    turned = dict(reversed(mixture.items()))
+    assert corpus.mixture_epoch(mixture, random.Random(0)) == corpus.mixture_epoch(turned, random.Random(0))
+    assert corpus.data_digest(mixture) == corpus.data_digest(turned) != corpus.data_digest(["documents"])
 
 
 def test_documents_are_written_anew_every_epoch(planet):

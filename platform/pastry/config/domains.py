@@ -34,6 +34,9 @@ class FilesSubject(Strict):
     """JSON lines: {"id", "text"}."""
     questions: Path
     """JSON lines: {"document", "question", "answer"}; "document" is the id of the one that holds the answer."""
+    derived: Path | None = None
+    """JSON lines: {"document", "text"}: texts derived from the documents (implications, tasks, questions and answers), on which
+    `sft.second` trains."""
 
 
 class FilesSettings(Strict):
@@ -41,6 +44,8 @@ class FilesSettings(Strict):
 
     kind: Literal["files"]
     subjects: dict[str, FilesSubject]
+    corpora: dict[str, Path] = {}
+    """Kinds of texts for `midtrain.mixture`: name → JSON lines {"text"}; a subject's documents file is such a file, too."""
     parts: int = Field(1, ge=1)
     prompt: str = "Question: {question}\nAnswer:"
     prefix: str = " Let me recall what I have read."

@@ -54,6 +54,10 @@ class CheckpointSettings(Strict):
 
 
 class Tracking(Strict):
+    geometry_every: int = Field(10, gt=0)
+    """Optimizer steps from one measurement of the update's norm and cosine to the next; every weight is gathered for it."""
+    samples_every: int = Field(10, gt=0)
+    """RL steps from one table of sample completions to the next."""
     uri: str | None = None
     """MLflow tracking and registry; null: MLFLOW_TRACKING_URI, and without it an SQLite file in the storage directory."""
     experiment: str = "pastry"

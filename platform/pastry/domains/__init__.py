@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from pastry.domains.base import Domain, PretrainingCorpus
+from pastry.domains.base import Corpus, Domain
 
 KINDS = {"lab": "pastry.domains.lab:LabDomain", "files": "pastry.domains.files:FilesDomain"}
-CORPORA = {"lab": "pastry.domains.lab:LabCorpus"}
+CORPORA = {"lab": "pastry.domains.lab:LabCorpus", "files": "pastry.domains.files:FilesCorpus"}
 
 
 def _named(path: str):
@@ -20,6 +20,6 @@ def load_domain(name: str, settings, seed: int) -> Domain:
     return _named(KINDS[settings.kind])(name, settings, seed)
 
 
-def load_corpus(settings, seed: int) -> PretrainingCorpus:
-    """The corpus a base is pre-trained on."""
+def load_corpus(settings, seed: int) -> Corpus:
+    """The texts a base is mid-trained on; a `PretrainingCorpus` where one can also be made from scratch on them."""
     return _named(CORPORA[settings.kind])(settings, seed)

@@ -1,4 +1,4 @@
-"""One's own documents and questions: two JSON-lines files a domain.
+"""One's own documents and questions: two JSON-lines files a domain, a third with texts derived from the documents.
 
 Splits and parts go by document: no document is asked about in two splits or two parts.
 """
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from pastry.config import FilesSettings
-from pastry.domains.base import Domain, Question, Split, Text, Verdict
+from pastry.domains.base import Corpus, Domain, Question, Split, Text, Verdict
 from pastry.errors import PastryError
 
 
@@ -37,11 +37,21 @@ class FilesDomain(Domain):
             raise PastryError(f"{files.documents}: {len(order)} documents cannot fill {settings.parts} parts")
         self._documents = documents
         self._asked: dict[str, list[Question]] = {identity: [] for identity in documents}
-        for line, row in enumerate(_read(files.questions, ("document", "question", "answer")), 1):
-            if row["document"] not in documents:
-                raise PastryError(f"{files.questions}, line {line}: document '{row['document']}' is not in {files.documents}")
+        for line, row in enumerate(self._about_documents(files.questions, ("question", "answer")), 1):
             prompt = settings.prompt.format(question=row["question"])
             self._asked[row["document"]].append(Question(f"{name}/{line}", prompt, row["answer"]))
+        self._derived: dict[str, list[str]] = {identity: [] for identity in documents}
+        for row in self._about_documents(files.derived, ("text",)) if files.derived else []:
+            self._derived[row["document"]].append(row["text"])
+
+    def _about_documents(self, path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
+        """A file's rows, each of which names its document."""
+        rows = _read(path, ("document", *keys))
+        for line, row in enumerate(rows, 1):
+            if row["document"] not in self._documents:
+                known = self.settings.subjects[self.name].documents
+                raise PastryError(f"{path}, line {line}: document '{row['document']}' is not in {known}")
+        return rows
 
     def documents(self, part: int) -> list[str]:
         return [self._documents[identity] for identity in self._parts[part - 1]]
@@ -50,6 +60,20 @@ class FilesDomain(Domain):
         texts = self.documents(part)
         rng.shuffle(texts)
         return [Text.plain(text) for text in texts]
+
+    def derived_epoch(self, part: int, rng: random.Random) -> list[Text]:
+        texts = self._derived_texts(part)
+        rng.shuffle(texts)
+        return [Text.plain(text) for text in texts]
+
+    def _derived_texts(self, part: int) -> list[str]:
+        texts = [text for identity in self._parts[part - 1] for text in self._derived[identity]]
+        if not texts:
+            key, path = f"domain.subjects.{self.name}.derived", self.settings.subjects[self.name].derived
+            wanted = "sft.second trains on JSON lines of document and text"
+            found = f"{path} holds no text of part {part}'s documents" if path else "is not set"
+            raise PastryError(f"{key}: {found}; {wanted}")
+        return texts
 
     def answers_epoch(self, part: int, rng: random.Random) -> list[Text]:
         questions = self.questions(part)
@@ -73,9 +97,20 @@ class FilesDomain(Domain):
     def prompted(self, question: Question) -> tuple[str, str]:
         return question.prompt + self.settings.prefix, ""
 
-    def data_digest(self, part: int) -> str:
-        content = repr((self.documents(part), self.questions(part))).encode()
-        return "sha256:" + hashlib.sha256(content).hexdigest()
+    def data_digest(self, part: int, derived: bool = False) -> str:
+        content = (self.documents(part), self.questions(part), *([self._derived_texts(part)] if derived else []))
+        return "sha256:" + hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+class FilesCorpus(Corpus):
+    """One JSON-lines file a kind of text."""
+
+    def __init__(self, settings: FilesSettings, seed: int):
+        self.files = settings.corpora
+        self.kinds = tuple(settings.corpora)
+
+    def texts_of(self, kind: str, rng: random.Random) -> list[Text]:
+        return [Text.plain(row["text"]) for row in _read(self.files[kind], ("text",))]
 
 
 def _normalised(text: str) -> str:
@@ -85,9 +120,12 @@ def _normalised(text: str) -> str:
 
 def _read(path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
     try:
-        lines = path.read_text().splitlines()
+        with open(path, encoding="utf-8") as file:  # not str.splitlines: it also cuts at separators that JSON allows in text
+            lines = list(file)
     except OSError as error:
         raise PastryError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise PastryError(f"{path}: cannot be read: not UTF-8 ({error.reason} at byte {error.start})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:

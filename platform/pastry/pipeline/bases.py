@@ -1,8 +1,9 @@
-"""Where everything starts: a given checkpoint, or a base made from scratch that must pass a gate."""
+"""Where everything starts: a given checkpoint, or a base made from scratch that must pass a gate; mid-trained, if asked."""
 
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,16 @@ import ray
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from pastry.config import GenerationSettings
+from pastry.config import GenerationSettings, TextSettings
 from pastry.domains import load_corpus, load_domain
 from pastry.engine.transformers_engine import TransformersEngine
 from pastry.errors import PastryError
 from pastry.evaluation.score import score
 from pastry.pipeline.stage import Context
-from pastry.pipeline.training import job_settings
+from pastry.pipeline.training import train
 from pastry.pipeline.workers import remote
 from pastry.registry.resolve import REGISTERED, local_path
 from pastry.training.job import LanguageModelJob
-from pastry.training.launch import run_training
 from pastry.vectors.checkpoint import checkpoint_fingerprint
 
 GATE_QUESTIONS = 324
@@ -42,13 +42,10 @@ def base(context: Context) -> dict[str, Any]:
 
 def pretrain(context: Context) -> dict[str, Any]:
     """A new model and its tokenizer, from the domain's pre-training corpus."""
-    settings, train = context.settings, context.settings["train"]
+    settings = context.settings
     tokenizer = context.out / "tokenizer"
     load_corpus(settings["domain"], settings["world_seed"]).save_tokenizer(tokenizer)
-    job = LanguageModelJob(
-        texts="pretraining", shape=train.model, tokenizer=str(tokenizer), **job_settings(settings, context.config)
-    )
-    run_training(job, context.config.resources, settings["workers"], context.out, context.run.log)
+    train(context, partial(LanguageModelJob, texts="pretraining", shape=settings["train"].model, tokenizer=str(tokenizer)))
     shutil.rmtree(tokenizer)  # saved with the model
     return {"fingerprint": checkpoint_fingerprint(context.out / "model")}
 
@@ -56,16 +53,18 @@ def pretrain(context: Context) -> dict[str, Any]:
 def gate(context: Context) -> dict[str, Any]:
     """Let a base through that recalls well enough for RL to find the skill; train one that does not further.
 
-    RL strengthens whichever way of answering is the more accurate when it starts. The probe: document SFT on a domain
-    that is neither source nor target, then its questions with recall forced by a prefix.
+    RL strengthens whichever way of answering is the more accurate when it starts. The probe: SFT, in one stage or two, on
+    a domain that is neither source nor target, then its questions with recall forced by a prefix.
     """
     settings, gate = context.settings, context.settings["train"].gate
     current, log = context.model("start"), []
     for extension in range(gate.extensions + 1):
         if extension:
-            train = settings["train"].model_copy(update={"steps": gate.extra_steps, "epochs": None})
-            current = _train(context, "pretraining", train, current, extension)
+            longer = settings["train"].model_copy(update={"steps": gate.extra_steps, "epochs": None})
+            current = _train(context, "pretraining", longer, current, extension)
         probe = _train(context, "documents", settings["sft"], current, extension)
+        if settings["sft"].second:
+            probe = _train(context, "derived", settings["sft"].second, probe, extension)
         ask = remote(_ask, context.config.resources)
         found = ray.get(ask(current, probe, gate.probe, settings["domain"], settings["world_seed"], settings["generation"]))
         log.append(found)
@@ -73,7 +72,6 @@ def gate(context: Context) -> dict[str, Any]:
         if passed:
             break
     shutil.copytree(current, context.out / "model")
-    shutil.rmtree(context.out / "work")
     return {
         "fingerprint": checkpoint_fingerprint(context.out / "model"),
         "gate_passed": passed,
@@ -82,13 +80,19 @@ def gate(context: Context) -> dict[str, Any]:
     }
 
 
-def _train(context: Context, texts: str, train, start: Path, extension: int) -> Path:
-    out = context.out / "work" / f"{texts}-{extension}"
-    out.mkdir(parents=True)
-    settings = job_settings(context.settings | {"train": train, "seed": context.settings["seed"] + extension}, context.config)
-    job = LanguageModelJob(texts=texts, start=str(start), domain=context.settings["train"].gate.probe, **settings)
-    run_training(job, context.config.resources, context.settings["workers"], out, context.run.log)
-    return out / "model"
+def midtrain(context: Context) -> dict[str, Any]:
+    """Pre-training's objective on another mixture of texts, from the base's weights; it gives the base of all that follows."""
+    start, mixture = str(context.model("start")), context.settings["train"].mixture
+    train(context, partial(LanguageModelJob, texts="mixture", mixture=mixture, start=start))
+    return {"fingerprint": checkpoint_fingerprint(context.out / "model")}
+
+
+def _train(context: Context, texts: str, settings: TextSettings, start: Path, extension: int) -> Path:
+    at = context.work / f"{texts}-{extension}"
+    if not (at / "model").exists():  # else a killed gate got that far
+        job = partial(LanguageModelJob, texts=texts, start=str(start), domain=context.settings["train"].gate.probe)
+        train(context, job, at=at, train=settings, seed=context.settings["seed"] + extension)
+    return at / "model"
 
 
 def _ask(base: Path, probe: Path, subject: str, domain_settings, seed: int, generation: GenerationSettings) -> dict[str, float]:

@@ -6,12 +6,17 @@ import hashlib
 from pathlib import Path
 
 from pastry.config import PastConfig
-from pastry.domains import load_domain
+from pastry.domains import load_corpus, load_domain
+from pastry.domains.base import PretrainingCorpus
+from pastry.errors import PastryError
 from pastry.pipeline.stage import Stage
 
 
 def plan(config: PastConfig, workers: int) -> list[Stage]:
-    """Every stage of a run, each after its inputs. `workers`: Ray Train workers of a training stage."""
+    """Every stage of a run, each after its inputs. `workers`: Ray Train workers of a training stage.
+
+    Raises PastryError if the domain's files or kinds of text are not what a stage needs.
+    """
     stages: dict[str, Stage] = {}
 
     def add(name: str, kind: str, settings: dict | None = None, **inputs: str) -> str:
@@ -22,36 +27,49 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
         own = int.from_bytes(hashlib.sha256(f"{config.seed}/{name}".encode()).digest()[:4]) >> 1
         shared = {"domain": config.domain, "world_seed": config.seed, "seed": own, "workers": workers}
         if "subject" in settings:
-            shared["data"] = data(settings["subject"], settings["part"])
+            shared["data"] = data(settings["subject"], settings["part"], settings.get("texts") == "derived")
         return shared | settings
 
-    def data(subject: str, part: int) -> str:
+    def data(subject: str, part: int, derived: bool = False) -> str:
         # What the files hold, not what they are called, makes a stage another one.
-        return load_domain(subject, config.domain, config.seed).data_digest(part)
+        return load_domain(subject, config.domain, config.seed).data_digest(part, derived)
 
     def sft(name: str, subject: str, part: int, start: str) -> str:
-        settings = training(name, train=config.sft, texts="documents", subject=subject, part=part)
-        return add(name, "sft", settings, start=start)
+        settings = training(name, train=reading, texts="documents", subject=subject, part=part)
+        trained = add(name, "sft", settings, start=start)
+        if config.sft.second:
+            name = f"{name}/second"
+            settings = training(name, train=config.sft.second, texts="derived", subject=subject, part=part)
+            trained = add(name, "sft", settings, start=trained)
+        return trained
 
     def rl(name: str, subject: str, part: int, start: str) -> str:
-        return add(name, "rl", training(name, train=config.rl, subject=subject, part=part), start=start)
+        return add(name, "rl", training(name, train=config.rl, subject=subject, part=part), start=start, base=base)
 
+    corpus = load_corpus(config.domain, config.seed)
+    reading = config.sft.model_copy(update={"second": None})
     if config.pretrain:
+        if not isinstance(corpus, PretrainingCorpus):
+            raise PastryError(f"pretrain: domain.kind '{config.domain.kind}' has no corpus to make a base from; give base")
         settings = training("pretrain", train=config.pretrain)
         base = add("pretrain", "pretrain", settings)
         probe = {"sft": config.sft, "generation": config.generation}
         base = add("gate", "gate", training("gate", train=config.pretrain, **probe), start=base)
     else:
         base = add("base", "base", {"path": config.base, "files": _files(config.base)})
+    if config.midtrain:
+        mixed = corpus.data_digest(config.midtrain.mixture)
+        base = add("midtrain", "midtrain", training("midtrain", train=config.midtrain, data=mixed), start=base)
 
     # Stage I of the paper: the source. Round k starts RL from its own SFT plus the vector so far, and the new vector
     # is taken from that round's SFT: it contains the old one and replaces it.
     rounds: dict[str, list[str]] = {}
+    read: dict[str, str] = {}
     for source in config.sources:
         rounds[source] = []
         for k in range(1, config.rounds + 1):
             at = f"{source}/{k}"
-            trained = sft(f"sft/{at}", source, k, base)
+            trained = read[at] = sft(f"sft/{at}", source, k, base)
             start = trained
             if k > 1:
                 start = add(f"inject/{at}", "inject", {"lambda": 1.0}, target=trained, skill=rounds[source][-1])
@@ -84,8 +102,8 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
     if "rl_on_target" in config.compare:
         compared["rl_on_target"] = rl(f"rl/{config.target}", config.target, 1, target)
     if "control_sft_on_qa" in config.compare:
-        start, name = f"sft/{first}/1", f"sft/{first}/answers"
-        steps = config.sft.model_copy(update={"steps": config.control_sft_steps, "epochs": None})
+        start, name = read[f"{first}/1"], f"sft/{first}/answers"
+        steps = reading.model_copy(update={"steps": config.control_sft_steps, "epochs": None})
         answers = training(name, train=steps, texts="answers", subject=first, part=1)
         add(name, "sft", answers, start=start)
         facts = {"name": "control-sft-on-qa", "subject": first, "part": 1, "world_seed": config.seed}
@@ -98,7 +116,7 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
         asking | {"compare": list(config.compare), "seed": config.seed},
         base=base,
         target=target,
-        source=f"sft/{first}/1",
+        source=read[f"{first}/1"],
         search=search,
         **compared,
         **_roles("skill", skills),

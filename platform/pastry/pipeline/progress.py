@@ -68,6 +68,10 @@ class RunProgress:
             self.printed = time.monotonic()
             self.console.print(f"    {detail}", soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """Something the user must know while the stage runs."""
+        self.console.print(f"    {text}", soft_wrap=True)
+
     def finish(self, stage: Stage, seconds: float, headline: str) -> None:
         """A stage is done."""
         self.bar.remove_task(self.task)

@@ -33,15 +33,18 @@ def register(context: Context) -> dict[str, Any]:
         f"{rows['past@best'].accuracy:.3f} instead of {rows['target_sft'].accuracy:.3f} (n = {rows['past@best'].n}, "
         f"paired gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
     )
-    skill_uri = register_skill(tracker.client, skill, context.run.run_id, tags, ALIAS, description)
+    skill_uri = context.run.insist(
+        lambda run_id: register_skill(tracker.client, skill, run_id, tags, ALIAS, description)
+    )
     manifest = open_skill(skill).manifest
     recipe = {
         "target": str(target),
         "skills": [{"name": manifest.name, "path": str(skill), "fingerprint": manifest.fingerprint, "lambda": best["lambda"]}],
     }
     name = f"{context.settings['kind']}-{context.settings['subject']}-with-{best['source']}"
-    recipe_uri = register_recipe(
-        tracker.client, tracker.uri, name, recipe, context.run.run_id, tags | {"pastry.skill": skill_uri}, ALIAS
+    tags |= {"pastry.skill": skill_uri}
+    recipe_uri = context.run.insist(
+        lambda run_id: register_recipe(tracker.client, tracker.uri, name, recipe, run_id, tags, ALIAS)
     )
     write_json(context.out / "registered.json", {"skill": skill_uri, "recipe": recipe_uri})
     return {"skill": skill_uri, "recipe": recipe_uri}

@@ -35,6 +35,9 @@ COSINE_TITLES = {
     "sft_sft": "source's ΔSFT against the target's",
 }
 
+TRAINED = ("pretrain", "midtrain", "sft", "rl")
+"""Kinds of stages whose curves are shown."""
+
 
 def report(context: Context) -> dict[str, Any]:
     """Writes `report.html`, `result.json` and, for MLflow, the plots as PNG."""
@@ -55,7 +58,9 @@ def report(context: Context) -> dict[str, Any]:
     result = data.model_dump(include=keep | {"name", "created", "machine", "sources", "target", "rounds", "rows", "skill"})
     write_json(context.out / "result.json", result)
     for name, figure in figures(data).items():
-        context.run.tracker.client.log_figure(context.run.run_id, figure, f"plots/{name}.png")
+        picture = context.work / f"{name}.png"
+        figure.savefig(picture)
+        context.run.keep(picture, "plots")
     gain = next(row.gain for row in data.rows if row.name == "past@best")
     return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "lambda_best": data.lambda_best}
 
@@ -84,7 +89,7 @@ def collect(context: Context) -> ReportData:
         search=[LambdaPoint(**{key.replace("lambda", "lambda_"): value for key, value in p.items()}) for p in search["points"]],
         cosines=evaluation["cosines"],
         cosine_tables={COSINE_TITLES[name]: table for name, table in evaluation["cosine_tables"].items()},
-        curves={name: curves[name] for name, marker in markers.items() if marker["kind"] in ("pretrain", "sft", "rl")},
+        curves={name: curves[name] for name, marker in markers.items() if marker["kind"] in TRAINED},
         seconds={name: marker["seconds"] for name, marker in markers.items()},
         gate={key: gate[key] for key in ("gate_passed", "gate_tries", "gate_wanted")} if gate else None,
         perplexity=evaluation["perplexity"],

@@ -5,20 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pastry.config import PastConfig
-from pastry.domains import load_domain
-from pastry.errors import PastryError
+from pastry.errors import Interrupted, PastryError
+from pastry.pipeline.feasible import check_resources, check_settings, shared_batches
+from pastry.pipeline.forecast import forecast
 from pastry.pipeline.plan import plan
 from pastry.pipeline.progress import RunProgress
 from pastry.pipeline.stage import MARKER, Context, Stage
 from pastry.pipeline.workers import connect, most_workers
-from pastry.vectors.checkpoint import Checkpoint
+from pastry.registry.outbox import waiting
 from pastry.vectors.files import atomic_directory, read_json, write_json
 
 
@@ -29,7 +32,7 @@ class Run:
         self.config = config
         self.directory = storage(config) / config.name
         self.workers = worker_count(config)
-        check(config, self.workers)
+        check_settings(config, self.workers)
         self.stages = plan(config, self.workers)
         digests: dict[str, str] = {}
         for stage in self.stages:
@@ -39,6 +42,10 @@ class Run:
     def path(self, name: str) -> Path:
         """A stage's directory, made or not."""
         return self.directory / "stages" / f"{name.replace('/', '.')}-{self.digests[name][:10]}"
+
+    def work(self, name: str) -> Path:
+        """Where a stage keeps what a kill must not take: checkpoints, until it is done."""
+        return self.directory / "work" / self.path(name).name
 
     def done(self, name: str) -> bool:
         """The marker is written last and the directory appears whole: it is there or the stage is not done."""
@@ -60,39 +67,50 @@ class Run:
         return [stage for stage in self.stages if stage.name in names]
 
     def execute(self, kind: str | None = None) -> bool:
-        """Do what is not done. Returns False when there was nothing to do."""
+        """Do what is not done. Returns False when there was nothing to do (but to deliver what MLflow has not got yet)."""
         stages = self.wanted(kind)
         missing = [stage for stage in stages if not self.done(stage.name)]
-        if not missing:
+        if not missing and not waiting(self.directory):
             return False
         with self._alone():
-            connect()
+            if missing:
+                check_resources(forecast(self.config, self.workers, missing, storage(self.config)), missing, starting=True)
+                connect()
             from pastry.registry.tracking import Tracker  # MLflow takes seconds to import: not for a finished run
 
-            tracker = Tracker(
-                self.config.tracking, storage(self.config), self.config.name, {"pastry.seed": str(self.config.seed)}
-            )
             already = {stage.name: self.marker(stage.name)["seconds"] for stage in stages if self.done(stage.name)}
-            with RunProgress(stages, already) as progress:
+            with (
+                RunProgress(stages, already) as progress,
+                Tracker(
+                    self.config.tracking,
+                    storage(self.config),
+                    self.config.name,
+                    {"pastry.seed": str(self.config.seed)},
+                    partial(progress.console.print, soft_wrap=True, markup=False),
+                ) as tracker,
+            ):
                 if already:
                     progress.console.print(f"{len(already)} of {len(stages)} stages are done already")
-                try:
-                    for stage in missing:
-                        self._execute(stage, tracker, progress)
-                except BaseException:
-                    tracker.client.set_terminated(tracker.run_id, "FAILED")
-                    raise
-            tracker.finish({f"seconds/{name}": seconds for name, seconds in progress.seconds.items()}, publish(self, stages))
-        return True
+                for stage in missing:
+                    if self._execute(stage, tracker, progress):
+                        raise Interrupted(f"stopped as asked after {stage.name}; the same command goes on from there")
+                seconds = {f"seconds/{name}": seconds for name, seconds in progress.seconds.items()}
+                tracker.finish(seconds, publish(self, stages))
+        return bool(missing)
 
-    def _execute(self, stage: Stage, tracker, progress: RunProgress) -> None:
+    def _execute(self, stage: Stage, tracker, progress: RunProgress) -> bool:
+        """Do one stage. Returns whether the process was asked to stop meanwhile."""
         progress.start(stage)
         started = time.monotonic()
         inputs = {role: self.path(name) for role, name in stage.inputs.items()}
-        record = tracker.stage(stage.name, stage.kind, flat(stage.settings), progress.update)
+        work = self.work(stage.name)
+        work.mkdir(parents=True, exist_ok=True)
+        record = tracker.stage(stage.name, stage.kind, flat(stage.settings), progress.update, work)
         try:
             with atomic_directory(self.path(stage.name)) as out:
-                metrics = stage.function()(Context(stage, self.config, inputs, out, record))
+                context = Context(stage, self.config, inputs, out, work, record, progress.say)
+                with sigterm_makes(context.stop):
+                    metrics = stage.function()(context)
                 seconds = time.monotonic() - started
                 write_json(out / "curves.json", {"points": record.curves})
                 write_json(
@@ -118,6 +136,9 @@ class Run:
         texts |= {"pastry.digest": self.digests[stage.name], "pastry.path": str(self.path(stage.name))}
         record.end(numbers | {"seconds": seconds}, texts, "FINISHED")
         progress.finish(stage, seconds, headline(metrics))
+        asked = context.stop.exists()
+        shutil.rmtree(work)
+        return asked
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -130,7 +151,22 @@ class Run:
                 raise PastryError(f"{self.directory}: another process is at work on this run; wait for it or stop it") from None
             for left in (self.directory / "stages").glob(".*.tmp-*"):
                 shutil.rmtree(left)
+            for stage in self.stages:
+                if self.done(stage.name):  # killed before it could tidy up
+                    shutil.rmtree(self.work(stage.name), ignore_errors=True)
             yield
+
+
+@contextmanager
+def sigterm_makes(stop: Path) -> Iterator[None]:
+    """SIGTERM, which a scheduler sends before it takes a machine away, makes the file `stop`: training saves and ends;
+    a stage that does not train is finished."""
+    stop.unlink(missing_ok=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def storage(config: PastConfig) -> Path:
@@ -141,36 +177,12 @@ def storage(config: PastConfig) -> Path:
     return config.storage.absolute()
 
 
-def batch_sizes(config: PastConfig) -> dict[str, int]:
-    """What every step's workers share out equally."""
-    sizes = {
-        "sft.batch_rows": config.sft.batch_rows,
-        "rl.questions_per_step × rl.group_size": config.rl.questions_per_step * config.rl.group_size,
-    }
-    return sizes | ({"pretrain.batch_rows": config.pretrain.batch_rows} if config.pretrain else {})
-
-
 def worker_count(config: PastConfig) -> int:
     """As set; auto: as many as there are places for, and as share every batch equally."""
     if config.resources.workers != "auto":
         return config.resources.workers
-    sizes = batch_sizes(config).values()
+    sizes = shared_batches(config).values()
     return max(n for n in range(1, most_workers(config.resources) + 1) if all(size % n == 0 for size in sizes))
-
-
-def check(config: PastConfig, workers: int) -> None:
-    """Whatever can be refused before compute is spent."""
-    for key, size in batch_sizes(config).items():
-        if size % workers:
-            raise PastryError(f"{key} = {size} cannot be shared by {workers} workers: change it, or resources.workers")
-    if config.base and (Path(config.base).is_absolute() or config.base.startswith(".")):
-        Checkpoint(Path(config.base))  # a path, not a name: it must be there, and be a checkpoint
-    for name in [*config.sources, config.target]:
-        domain = load_domain(name, config.domain, config.seed)
-        for part in range(1, (config.rounds if name in config.sources else 1) + 1):
-            for split in ("validation", "test") if name == config.target else ("train",):
-                if not domain.questions(part, split):
-                    raise PastryError(f"domain '{name}', part {part}: no {split} questions")
 
 
 def flat(settings: dict, prefix: str = "") -> dict[str, str]:
@@ -208,7 +220,7 @@ def publish(run: Run, stages: list[Stage]) -> list[Path]:
     for stage in stages:
         if stage.kind == "report":
             links |= {name: run.path(stage.name) / name for name in ("report.html", "result.json")}
-        if stage.name == f"sft/{run.config.target}":
+        if stage.name in (f"sft/{run.config.target}", f"sft/{run.config.target}/second"):  # the later one stays
             links["target"] = run.path(stage.name) / "model"
         if stage.kind == "search":
             source = run.marker(stage.name)["metrics"]["source"]

@@ -1,8 +1,16 @@
-"""How much work a stage is, in words: for --dry-run."""
+"""How much work a stage is, in tokens and in words, and what it leaves on the disk."""
 
 from __future__ import annotations
 
-from pastry.config import RLSettings, TextSettings
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pastry.config import PastConfig, RLSettings, TextSettings
+from pastry.domains import load_corpus, load_domain
+from pastry.domains.base import Text
+from pastry.pipeline.memory import trained_parameters
+from pastry.pipeline.model_size import ModelSize, RunModel, token_counter
 from pastry.pipeline.stage import Stage
 
 WORDS = {
@@ -11,19 +19,69 @@ WORDS = {
     "register": "skill and recipe into the MLflow registry",
     "report": "report.html, result.json",
 }
+MOST_CHARACTERS = 20_000_000
+"""Longer texts are not tokenised to be counted: that would take longer than half a minute."""
 
 
-def describe(stage: Stage) -> str:
-    """Steps, tokens and questions of a stage."""
+@dataclass(frozen=True)
+class Work:
+    """What a training stage processes."""
+
+    steps: int
+    tokens: int
+    known: str
+    """"" where `tokens` is counted, "≤" where it is a bound, "~" where it is estimated."""
+
+    def __str__(self) -> str:
+        tokens = f"{self.tokens / 1e6:.2f} M" if self.tokens < 1e9 else f"{self.tokens / 1e9:.2f} G"
+        return f"{self.known}{' ' if self.known else ''}{tokens} tokens"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes a stage writes to the storage directory."""
+
+    result: int
+    """What stays."""
+    working: int
+    """What is there beside it while the stage runs: checkpoints of training, probes of the gate."""
+
+
+def work(stage: Stage, model: RunModel) -> Work | None:
+    """Steps and tokens of a training stage; None for other kinds."""
+    train = stage.settings.get("train")
+    if stage.kind == "gate" or train is None:
+        return None
+    if isinstance(train, RLSettings):
+        completions = train.steps * train.questions_per_step * train.group_size
+        return Work(train.steps, completions * (longest_prompt(stage, model) + train.max_new_tokens), "≤")
+    if train.steps:
+        return Work(train.steps, train.steps * train.batch_rows * train.row_tokens, "≤")
+    texts = _epoch(stage)(random.Random(stage.settings["seed"]))
+    exact = model.tokenizer is not None and sum(len(part) for text in texts for part, _ in text.segments) <= MOST_CHARACTERS
+    count = token_counter(model.tokenizer if exact else None)
+    tokens = train.epochs * sum(_packed(sum(count(part) for part, _ in text.segments) + 1, train) for text in texts)
+    return Work(tokens // (train.row_tokens * train.batch_rows), tokens, "" if exact else "~")
+
+
+def longest_prompt(stage: Stage, model: RunModel) -> int:
+    """Tokens of an RL stage's longest prompt."""
+    settings = stage.settings
+    questions = load_domain(settings["subject"], settings["domain"], settings["world_seed"]).questions(settings["part"])
+    longest = sorted((question.prompt for question in questions), key=len)[-16:]
+    return max(map(token_counter(model.tokenizer), longest))
+
+
+def describe(stage: Stage, done: Work | None) -> str:
+    """A stage in a few words. `done`: its `work`."""
     settings = stage.settings
     match stage.kind:
-        case "pretrain" | "sft":
-            return _text(settings["train"])
         case "gate":
             gate = settings["train"].gate
-            return f"probe '{gate.probe}': {_text(settings['sft'])}; up to {gate.extensions} × {gate.extra_steps} more steps"
+            return f"probe '{gate.probe}', then up to {gate.extensions} × {gate.extra_steps} more steps"
         case "rl":
-            return _rl(settings["train"])
+            train = settings["train"]
+            return f"{train.steps} steps × {train.questions_per_step} questions × {train.group_size}, {done}, lr {train.lr:g}"
         case "search":
             sources = sum(role.startswith("skill:") for role in stage.inputs)
             return f"{sources} source(s) × {len(settings['search'].lambdas) + 1} λ on validation questions"
@@ -31,18 +89,54 @@ def describe(stage: Stage) -> str:
             return f"target + λ·v, λ = {settings['lambda']}"
         case "base":
             return f"checkpoint {settings['path']}"
-    return WORDS[stage.kind]
+    if done is None:
+        return WORDS[stage.kind]
+    train = settings["train"]
+    much = f"{train.epochs} epochs in {done.steps} steps" if train.epochs else f"{done.steps} steps"
+    return f"{much}, {done}, lr {train.lr:g}"
 
 
-def _text(train: TextSettings) -> str:
-    if train.epochs:
-        return f"{train.epochs} epochs, {train.batch_rows} rows × {train.row_tokens} tokens a step, lr {train.lr:g}"
-    tokens = train.steps * train.batch_rows * train.row_tokens
-    return f"{train.steps} steps, {tokens / 1e6:.2f} M tokens, lr {train.lr:g}"
+def disk(stage: Stage, size: ModelSize, config: PastConfig) -> Disk:
+    """Of each kind of stage; results and checkpoints hold float32 weights."""
+    model = 4 * size.parameters
+    train = stage.settings.get("train")
+    match stage.kind:
+        case "rl":
+            # The start is kept beside the end; an adapter leaves it as it is, and is kept itself.
+            beside = 4 * trained_parameters(size, train) if train.lora else model
+            return Disk(model + beside, _checkpoints(size, train, config))
+        case "pretrain" | "midtrain" | "sft":
+            return Disk(model + (4 * trained_parameters(size, train) if train.lora else 0), _checkpoints(size, train, config))
+        case "gate":
+            return Disk(model, 2 * model + _checkpoints(size, train, config))
+        case "extract" | "inject":
+            return Disk(model, 0)
+    return Disk(0, 0)
 
 
-def _rl(train: RLSettings) -> str:
-    return (
-        f"{train.steps} steps × {train.questions_per_step} questions × {train.group_size} rollouts "
-        f"of ≤ {train.max_new_tokens} tokens, lr {train.lr:g}"
-    )
+def _checkpoints(size: ModelSize, train: TextSettings | RLSettings, config: PastConfig) -> int:
+    """Those that are kept, and one more while it is written."""
+    if config.checkpoints.every is None:
+        return 0
+    trained, stored = trained_parameters(size, train), 4 if train.precision == "fp32" else 2
+    # Weights and Adam's moments; DeepSpeed's hold the master weights too, and the stored ones under ZeRO-1 and 2 twice.
+    each = {"ddp": 12, "zero3": 12 + stored}.get(train.parallelism.removesuffix("_offload"), 12 + 2 * stored)
+    return (config.checkpoints.keep + 1) * each * trained
+
+
+def _packed(tokens: int, train: TextSettings) -> int:
+    """Tokens of a text in rows: one that is longer than a row is cut, and each further piece repeats some."""
+    rest, fresh = tokens - train.row_tokens, train.row_tokens - train.overlap_tokens
+    return tokens + train.overlap_tokens * max(0, -(-rest // fresh))
+
+
+def _epoch(stage: Stage) -> Callable[[random.Random], list[Text]]:
+    settings = stage.settings
+    if stage.kind == "sft":
+        domain = load_domain(settings["subject"], settings["domain"], settings["world_seed"])
+        draw = {"documents": domain.sft_epoch, "derived": domain.derived_epoch, "answers": domain.answers_epoch}
+        return lambda rng: draw[settings["texts"]](settings["part"], rng)
+    corpus = load_corpus(settings["domain"], settings["world_seed"])
+    if stage.kind == "pretrain":
+        return corpus.pretraining_epoch
+    return lambda rng: corpus.mixture_epoch(settings["train"].mixture, rng)

@@ -22,6 +22,7 @@ KINDS = {
     "base": "pastry.pipeline.bases:base",
     "pretrain": "pastry.pipeline.bases:pretrain",
     "gate": "pastry.pipeline.bases:gate",
+    "midtrain": "pastry.pipeline.bases:midtrain",
     "sft": "pastry.pipeline.training:sft",
     "rl": "pastry.pipeline.training:rl",
     "extract": "pastry.pipeline.vectors:extract",
@@ -68,8 +69,17 @@ class Context:
     """Role → the input stage's directory."""
     out: Path
     """Where to write; it becomes the stage's directory once everything is done."""
+    work: Path
+    """What a kill must not take: it stays until the stage is done."""
     run: StageRun
     """Where to log: MLflow and the console."""
+    say: Callable[[str], None]
+    """Tells the user something while the stage runs."""
+
+    @property
+    def stop(self) -> Path:
+        """The file that appears when the stage is asked to save and stop."""
+        return self.work / "stop"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def extract(context: Context) -> dict[str, Any]:
         name=settings["name"],
         base=context.model("base"),
         domain=subject,
-        data_digest=domain.data_digest(settings["part"]),
+        data_digest=domain.data_digest(settings["part"], derived=context.config.sft.second is not None),
         seed=settings["world_seed"],
         training_run=read_json(context.inputs["end"] / MARKER)["run_id"],
         lambda_advice=settings["lambda_advice"],

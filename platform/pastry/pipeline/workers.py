@@ -22,6 +22,7 @@ QUICK_STARTS = {
 }
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
     # The driver logs to MLflow; without this every worker would spend a second importing it.
     "DISABLE_MLFLOW_INTEGRATION": "TRUE",
 }

@@ -1,20 +1,40 @@
-"""MLflow runs: one for a Pastry run, one inside it for each stage."""
+"""MLflow runs: one for a Pastry run, one inside it for each stage. All they are told goes through the outbox."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
+import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.exceptions import MlflowException
 
 from pastry.config import Tracking
+from pastry.errors import PastryError
+from pastry.registry.delivery import Delivery, RunTagPair
+from pastry.registry.lines import JsonLines
+from pastry.registry.outbox import FOLDER, Outbox
+from pastry.vectors.files import read_json, write_json
 
-BATCH = 1000
-"""Metrics in one request: MLflow's own limit."""
+T = TypeVar("T")
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # seven would block for minutes; waiting is the outbox's
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # into the progress bar, by a thread
+}
+"""Of this process, where the user has not set it."""
+START_SECONDS = 10.0
+"""How long a server may take to answer at the first start."""
+END_SECONDS = 10.0
+"""How long the end waits for what is still to be delivered."""
+PATIENCE_SECONDS = 300.0
+"""How long registering waits for a server that is away."""
 
 
 def tracking_uri(tracking: Tracking, storage: Path) -> str:
@@ -22,74 +42,168 @@ def tracking_uri(tracking: Tracking, storage: Path) -> str:
     return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage.absolute()}/mlflow.db"
 
 
+def now() -> int:
+    """Milliseconds since 1970, MLflow's time."""
+    return int(time.time() * 1000)
+
+
 class Tracker:
-    """A Pastry run in MLflow. Starting it again finds the run it left."""
+    """A Pastry run in MLflow. Starting it again finds the run it left. Use as a context manager: an exception is its failure.
 
-    def __init__(self, tracking: Tracking, storage: Path, name: str, tags: dict[str, str]):
-        self.uri = tracking_uri(tracking, storage)
+    The first start needs the server and raises PastryError without it; later it may be away at any time. `say` tells the user.
+    """
+
+    def __init__(self, tracking: Tracking, storage: Path, name: str, tags: dict[str, str], say: Callable[[str], None] = print):
+        self.uri, self.say = tracking_uri(tracking, storage), say
+        for key, value in ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
         self.client = MlflowClient(tracking_uri=self.uri)
-        experiment = self.client.get_experiment_by_name(tracking.experiment)
-        if experiment:
-            self.experiment_id = experiment.experiment_id
-        else:
-            # Local artifacts stay beside the database, wherever the process was started.
-            location = (storage.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-            self.experiment_id = self.client.create_experiment(tracking.experiment, artifact_location=location)
-        found = self.client.search_runs([self.experiment_id], f"tags.`pastry.run` = '{name}'", max_results=1)
-        self.run_id = found[0].info.run_id if found else self._create(name, {"pastry.run": name}).info.run_id
-        for key, value in tags.items():
-            self.client.set_tag(self.run_id, key, value)
-        self.client.update_run(self.run_id, status="RUNNING")
-        for left in self.client.search_runs(
-            [self.experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}' and attributes.status = 'RUNNING'"
-        ):
-            self.client.set_terminated(left.info.run_id, "KILLED")  # by a kill -9 of the process that ran it
+        # Local artifacts stay beside the database, wherever the process was started.
+        artifacts = (storage.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        folder = storage / name / FOLDER
+        self.delivery = Delivery(self.client, tracking.experiment, artifacts, folder)
+        if not folder.exists():
+            self._first_contact()
+        self.outbox = Outbox(folder, self.delivery, say)
+        self.run: RunTagPair = ("pastry.run", name)
+        self.put("create", self.run, name=name, tags={}, parent=None)
+        self.put("tags", self.run, values=tags)
+        self.put("sweep", self.run)
 
-    def _create(self, name: str, tags: dict[str, str]):
-        return self.client.create_run(self.experiment_id, run_name=name, tags=tags | {MLFLOW_RUN_NAME: name})
+    def __enter__(self) -> Tracker:
+        return self
 
-    def stage(self, name: str, kind: str, parameters: dict[str, str], watcher: Callable[[dict[str, float]], None]) -> StageRun:
-        """Start a stage's own run inside this one; `watcher` sees every logged point."""
-        run = self._create(name, {MLFLOW_PARENT_RUN_ID: self.run_id, "pastry.stage": name, "pastry.kind": kind})
-        params = [Param(key, str(value)[:6000]) for key, value in parameters.items()]
-        self.client.log_batch(run.info.run_id, params=params)
-        return StageRun(self, run.info.run_id, watcher)
+    def __exit__(self, _, error: BaseException | None, __) -> None:
+        if error:
+            self.put("end", self.run, status="FAILED")
+        self.outbox.close(END_SECONDS)
+
+    def _first_contact(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return self.delivery.experiment_id
+            except MlflowException as error:
+                if self.delivery.refuses(error) or time.monotonic() > deadline:
+                    raise PastryError(
+                        f"{self.delivery.explain(error)}: start it, correct tracking.uri (or MLFLOW_TRACKING_URI), "
+                        "or leave both out to track in an SQLite file beside the run"
+                    ) from None
+                time.sleep(1)
+
+    def put(self, do: str, run: RunTagPair, *, document: Path | None = None, at: int | None = None, **record: Any) -> None:
+        """A record for the outbox; `do` names the method of Delivery that it is for."""
+        self.outbox.put({"do": do, "run": run, "time": at or now(), **record}, document)
+
+    def stage(
+        self, name: str, kind: str, parameters: dict[str, Any], watcher: Callable[[dict[str, float]], None], work: Path
+    ) -> StageRun:
+        """Start a stage's own run inside this one; `watcher` sees every logged point.
+
+        `work` is a directory that lasts until the stage is done: started again with the same one, a stage goes on with the
+        run and the curves it has.
+        """
+        work.mkdir(parents=True, exist_ok=True)
+        identity = work / "stage_run.json"
+        if not identity.exists():
+            write_json(identity, {"id": uuid.uuid4().hex})
+        run = ("pastry.stage_run", read_json(identity)["id"])
+        self.put("create", run, name=name, tags={"pastry.stage": name, "pastry.kind": kind}, parent=self.run)
+        self.put("params", run, values={key: str(value) for key, value in parameters.items()})
+        return StageRun(self, run, watcher, work / "curves.jsonl")
 
     def finish(self, metrics: dict[str, float], artifacts: list[Path]) -> None:
         """End the whole run: its headline numbers and its documents."""
-        self.log(self.run_id, metrics)
+        self.put("metrics", self.run, step=0, values=metrics)
         for artifact in artifacts:
-            self.client.log_artifact(self.run_id, str(artifact))
-        self.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.FINISHED))
-
-    def log(self, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
-        """Log numbers at a step."""
-        now = int(time.time() * 1000)
-        entries = [Metric(key.replace(":", "/"), float(value), now, step) for key, value in metrics.items()]
-        for start in range(0, len(entries), BATCH):
-            self.client.log_batch(run_id, metrics=entries[start : start + BATCH])
+            self.put("document", self.run, document=artifact, place=None)
+        self.put("end", self.run, status="FINISHED")
 
 
 class StageRun:
     """One stage in MLflow, its training curves, and whoever watches them."""
 
-    def __init__(self, tracker: Tracker, run_id: str, watcher: Callable[[dict[str, float]], None]):
-        self.tracker, self.run_id, self.watcher = tracker, run_id, watcher
-        self.curves: list[dict[str, float]] = []
+    def __init__(self, tracker: Tracker, run: RunTagPair, watcher: Callable[[dict[str, float]], None], file: Path):
+        self.tracker, self.run, self.watcher, self.file = tracker, run, watcher, JsonLines(file)
+        self.points: list[dict[str, Any]] = self.file.read()
+        """{"time", "point"} of every logged point, over all starts of the stage."""
+        self.redone: dict[int, int] = {}
+        """Step → time of the points logged after a checkpoint that training then went back to."""
 
-    def log(self, numbers: dict[str, float]) -> None:
-        """One point of the training curves; `step` is its place."""
-        self.curves.append(numbers)
+    @property
+    def curves(self) -> list[dict[str, float]]:
+        """The finite numbers of every point, in order."""
+        return [kept["point"] for kept in self.points]
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of this run; if the server does not answer now, the value of the run's tag `pastry.stage_run`."""
+        return self._mlflow_id() or self.run[1]
+
+    def _mlflow_id(self) -> str | None:
+        ids = self.tracker.delivery.ids
+        self.tracker.outbox.wait(lambda: self.run in ids, END_SECONDS)
+        return ids.get(self.run)
+
+    def log(self, numbers: dict[str, float | None]) -> None:
+        """One point of the training curves; `step` is its place, None means no value.
+
+        A step that is not above the last one means that training went back to a checkpoint: the points from that step on are
+        replaced. They get the time they had, so that MLflow, which keeps them for ever, shows equal ones once.
+        """
+        numbers = {key: value for key, value in numbers.items() if value is not None}
+        step = int(numbers["step"])
+        self._cut(step)
+        at = self.redone.get(step) or now()
+        point = {key: value for key, value in numbers.items() if math.isfinite(value)}
+        self.points.append({"time": at, "point": point})
+        with suppress(OSError):  # a full disk; the curves are in memory
+            self.file.append(self.points[-1])
         self.watcher(numbers)
-        values = {key: value for key, value in numbers.items() if key not in ("step", "steps")}
-        self.tracker.log(self.run_id, values, step=int(numbers["step"]))
+        values = {key: float(value) for key, value in numbers.items() if key not in ("step", "steps")}
+        self.tracker.put("metrics", self.run, at=at, step=step, values=values)
 
-    def keep(self, document: Path) -> None:
-        """Store a small file with the run."""
-        self.tracker.client.log_artifact(self.run_id, str(document))
+    def _cut(self, step: int) -> None:
+        if not self.points or self.points[-1]["point"]["step"] < step:
+            return
+        while self.points and self.points[-1]["point"]["step"] >= step:
+            last = self.points.pop()
+            self.redone[int(last["point"]["step"])] = last["time"]
+        self.file.keep(len(self.points))
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """A table of completions to browse: rows of the same keys, such as prompt, completion and reward."""
+        columns = list(rows[0])
+        data = [[row[column] for column in columns] for row in rows]
+        self.tracker.put("table", self.run, place=f"completions/step-{step:06}.json", columns=columns, data=data)
+
+    def keep(self, document: Path, place: str | None = None) -> None:
+        """Store a small file with the run, in the folder `place`."""
+        self.tracker.put("document", self.run, document=document, place=place)
+
+    def insist(self, action: Callable[[str], T]) -> T:
+        """`action(MLflow's id of this run)`, which needs the server now and may be repeated: waits for it, and says so.
+
+        Raises PastryError after PATIENCE_SECONDS, and what MLflow refuses at once.
+        """
+        deadline, told, trouble = time.monotonic() + PATIENCE_SECONDS, False, f"MLflow at {self.tracker.uri} does not answer"
+        while True:
+            try:
+                if run_id := self._mlflow_id():
+                    return action(run_id)
+            except (MlflowException, requests.RequestException) as error:
+                if self.tracker.delivery.refuses(error):
+                    raise
+                trouble = self.tracker.delivery.explain(error)
+            if time.monotonic() > deadline:
+                raise PastryError(f"{trouble}, and the registry is there: start it and run the same command again")
+            if not told:
+                self.tracker.say(f"{trouble}; waiting for it, up to {PATIENCE_SECONDS / 60:.0f} minutes")
+                told = True
+            time.sleep(1)
 
     def end(self, metrics: dict[str, float], tags: dict[str, str], status: str) -> None:
         """Close the run with the stage's final numbers."""
-        self.tracker.log(self.run_id, metrics)
-        self.tracker.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        self.tracker.client.set_terminated(self.run_id, status)
+        self.tracker.put("metrics", self.run, step=0, values={key: float(value) for key, value in metrics.items()})
+        self.tracker.put("tags", self.run, values=tags)
+        self.tracker.put("end", self.run, status=status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ray.util.queue import Queue
@@ -17,16 +18,30 @@ class _Job:
     world_seed: int
     seed: int
     threads: int
+    out: Path
+    """Shared storage: the trained model appears here as `model/` (an adapter as `adapter/`)."""
+    work: Path
+    """Shared storage that outlives a kill: what a restart needs."""
+    base: Path | None
+    """The model SFT started from: the update in training is compared with the way from there to `start`."""
+    stop: Path
+    """The file whose existence asks the workers to save and stop."""
+    checkpoint_every: int | None
+    geometry_every: int
+    samples_every: int
+    watch_nodes: bool
+    """On a cluster: save before a node is pre-empted."""
     progress: Queue
     """Receives a dict of numbers at every log step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelJob(_Job):
-    """Pre-training (`texts="pretraining"`), document SFT ("documents") or SFT on short answers ("answers")."""
+    """Pre-training (`texts="pretraining"`), mid-training ("mixture"), document SFT ("documents"), its second stage
+    ("derived") or SFT on short answers ("answers")."""
 
     settings: TextSettings
-    texts: Literal["pretraining", "documents", "answers"]
+    texts: Literal["pretraining", "mixture", "documents", "derived", "answers"]
     start: str | None = None
     """Checkpoint to start from …"""
     shape: ModelShape | None = None
@@ -34,6 +49,8 @@ class LanguageModelJob(_Job):
     """… or the shape and tokenizer of a new model."""
     domain: str | None = None
     part: int = 1
+    mixture: dict[str, float] | None = None
+    """Of mid-training: kind of text → share."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,34 +1,29 @@
-"""What a Ray Train worker runs: load, train, report the weights as a checkpoint."""
+"""What a Ray Train worker runs: load, train (or go on where the last checkpoint was), write the float32 masters."""
 
 from __future__ import annotations
 
+import random
 import tempfile
-import time
+from contextlib import closing
 from pathlib import Path
 
 import ray.train
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerCallback, set_seed
 
-from pastry.config import ModelShape
+from pastry.config import ModelShape, TrainingSettings
 from pastry.domains import load_corpus, load_domain
+from pastry.domains.base import Question
 from pastry.training import trl_adapter
+from pastry.training.callbacks import KeepStart, Progress, Samples
+from pastry.training.checkpoints import Checkpoints
 from pastry.training.data import packed_epochs
+from pastry.training.geometry import Geometry
 from pastry.training.job import LanguageModelJob, RLJob
-
-
-class _Progress(TrainerCallback):
-    """Sends every log line of the first worker to the driver."""
-
-    def __init__(self, queue):
-        self.queue, self.started = queue, time.monotonic()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if ray.train.get_context().get_world_rank() == 0 and logs and "train_runtime" not in logs:
-            numbers = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
-            self.queue.put(
-                {"step": state.global_step, "steps": state.max_steps, "seconds": time.monotonic() - self.started, **numbers}
-            )
+from pastry.training.masters import save_adapter, save_model
+from pastry.training.meter import Meter
+from pastry.training.rewards import Rewards
+from pastry.vectors.checkpoint import Checkpoint
 
 
 def _new_model(shape: ModelShape, tokenizer, seed: int) -> PreTrainedModel:
@@ -39,74 +34,122 @@ def _new_model(shape: ModelShape, tokenizer, seed: int) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def _load(directory: str) -> PreTrainedModel:
+def _load(directory: str, settings: TrainingSettings) -> PreTrainedModel:
+    if settings.parallelism.startswith("zero3"):
+        import deepspeed
+
+        # transformers shards while loading, and would take this worker for the only one.
+        deepspeed.init_distributed(auto_mpi_discovery=False)
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
-def _save(model: PreTrainedModel, tokenizer, directory: Path) -> None:
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+def _train(trainer: Trainer, checkpoints: Checkpoints, job: LanguageModelJob | RLJob, tokenizer) -> None:
+    if resume := ray.train.get_checkpoint():
+        with resume.as_directory() as directory:
+            trainer.train(resume_from_checkpoint=directory)
+    else:
+        trainer.train()
+    if checkpoints.stopped:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if job.settings.lora:
+        save_adapter(model, job.out / "adapter")
+    else:
+        save_model(model, tokenizer, job.out / "model")
 
 
-def _report(directory: str, metrics: dict) -> None:
-    first = ray.train.get_context().get_world_rank() == 0
-    ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory) if first else None)
+def _callbacks(
+    job: LanguageModelJob | RLJob, tokenizer, *, keep_start: bool, tokens_per_step: float | None = None
+) -> tuple[Checkpoints, list[TrainerCallback]]:
+    checkpoints = Checkpoints(job.stop, job.watch_nodes)
+    callbacks: list[TrainerCallback] = [checkpoints]
+    if job.start:
+        start = Checkpoint(Path(job.start))
+        callbacks.append(KeepStart(start, job.work / "start" if keep_start else None, tokenizer))
+        callbacks.append(Geometry(start, job.base and Checkpoint(job.base), job.geometry_every))
+    return checkpoints, [*callbacks, Meter(tokens_per_step), Progress(job.progress)]
 
 
 def language_model_loop(job: LanguageModelJob) -> None:
-    """Next-token training: pre-training from scratch or document SFT. Checkpoint: `model/`."""
+    """Next-token training from scratch or from a checkpoint. Writes `model/` (or `adapter/`) into the job's directory."""
     torch.set_num_threads(job.threads)
-    workers = ray.train.get_context().get_world_size()
-    tokenizer = AutoTokenizer.from_pretrained(job.start or job.tokenizer)
-    model = _load(job.start) if job.start else _new_model(job.shape, tokenizer, job.seed)
-    if job.texts == "pretraining":
-        epoch = load_corpus(job.domain_settings, job.world_seed).pretraining_epoch
-    else:
-        domain = load_domain(job.domain, job.domain_settings, job.world_seed)
-        draw = {"documents": domain.sft_epoch, "answers": domain.answers_epoch}[job.texts]
-
-        def epoch(rng):
-            return draw(job.part, rng)
-
     settings = job.settings
-    rows = packed_epochs(
-        epoch,
-        tokenizer,
-        length=settings.row_tokens,
-        rows=settings.steps * settings.batch_rows if settings.steps else None,
-        epochs=settings.epochs,
-        seed=job.seed,
-    )
+    tokenizer = AutoTokenizer.from_pretrained(job.start or job.tokenizer)
+    new = None if job.start else _new_model(job.shape, tokenizer, job.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = trl_adapter.language_model_trainer(
-            model, tokenizer, rows, settings, workers=workers, seed=job.seed, out=scratch, callbacks=[_Progress(job.progress)]
+        arguments = trl_adapter.text_arguments(
+            settings,
+            workers=ray.train.get_context().get_world_size(),
+            seed=job.seed,
+            out=scratch,
+            save_every=job.checkpoint_every,
         )
-        trainer.train()
-        _save(model, tokenizer, Path(scratch, "out", "model"))
-        _report(str(Path(scratch, "out")), {"tokens": sum(map(len, rows["input_ids"]))})
+        rows = packed_epochs(
+            _epoch(job),
+            tokenizer,
+            length=settings.row_tokens,
+            overlap=settings.overlap_tokens,
+            rows=settings.steps * settings.batch_rows if settings.steps else None,
+            epochs=settings.epochs,
+            seed=job.seed,
+        )
+        tokens_per_step = settings.batch_rows * sum(map(len, rows["input_ids"])) / len(rows)
+        checkpoints, callbacks = _callbacks(job, tokenizer, keep_start=False, tokens_per_step=tokens_per_step)
+        trainer = trl_adapter.language_model_trainer(
+            new or _load(job.start, settings), tokenizer, rows, arguments, settings.lora, callbacks
+        )
+        _train(trainer, checkpoints, job, tokenizer)
+
+
+def _epoch(job: LanguageModelJob):
+    if job.texts in ("pretraining", "mixture"):
+        corpus = load_corpus(job.domain_settings, job.world_seed)
+        return corpus.pretraining_epoch if job.texts == "pretraining" else lambda rng: corpus.mixture_epoch(job.mixture, rng)
+    domain = load_domain(job.domain, job.domain_settings, job.world_seed)
+    draw = {"documents": domain.sft_epoch, "derived": domain.derived_epoch, "answers": domain.answers_epoch}[job.texts]
+    return lambda rng: draw(job.part, rng)
 
 
 def rl_loop(job: RLJob) -> None:
-    """GRPO on a domain's questions. Checkpoint: `start/`, the weights of step 0 as they are in memory, and `model/`."""
+    """GRPO on a domain's questions. Writes `start/`, the masters of step 0, into the job's `work`, `model/` into its `out`."""
     torch.set_num_threads(job.threads)
-    workers = ray.train.get_context().get_world_size()
+    settings = job.settings
     tokenizer = AutoTokenizer.from_pretrained(job.start, padding_side="left")
-    model = _load(job.start)
     domain = load_domain(job.domain, job.domain_settings, job.world_seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch, "out")
-        _save(model, tokenizer, out / "start")
-        trainer = trl_adapter.grpo_trainer(
-            model,
-            tokenizer,
-            domain,
-            domain.questions(job.part, job.split),
-            job.settings,
-            workers=workers,
+    rewards = Rewards(
+        domain,
+        settings.rewards,
+        group_size=settings.group_size,
+        eos={tokenizer.eos_token_id},
+        cache=job.work / "judge.db",
+    )
+    with tempfile.TemporaryDirectory() as scratch, closing(rewards):
+        arguments = trl_adapter.rl_arguments(
+            settings,
+            workers=ray.train.get_context().get_world_size(),
             seed=job.seed,
             out=scratch,
-            callbacks=[_Progress(job.progress)],
+            save_every=job.checkpoint_every,
+            weights=rewards.weights,
         )
-        trainer.train()
-        _save(model, tokenizer, out / "model")
-        _report(str(out), {"questions": len(trainer.train_dataset)})
+        asked = in_training_order(domain.questions(job.part, job.split), settings.steps * settings.questions_per_step, job.seed)
+        checkpoints, callbacks = _callbacks(job, tokenizer, keep_start=not settings.lora)
+        trainer = trl_adapter.grpo_trainer(
+            _load(job.start, settings),
+            tokenizer,
+            asked,
+            rewards,
+            arguments,
+            settings,
+            [*callbacks, Samples(job.progress, rewards, job.samples_every)],
+        )
+        _train(trainer, checkpoints, job, tokenizer)
+
+
+def in_training_order(questions: list[Question], count: int, seed: int) -> list[Question]:
+    """`count` questions: pass after pass over all of them, each shuffled anew."""
+    rng = random.Random(seed)
+    ordered: list[Question] = []
+    while len(ordered) < count:
+        ordered += rng.sample(questions, len(questions))
+    return ordered[:count]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig, SFTTrainer
+from trl.chat_template_utils import supports_tool_calling
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from pastry.config import OptimizerSettings, RLSettings, TextSettings
-from pastry.domains.base import Domain, Question, Verdict
+from pastry.config import LoRASettings, RLSettings, TextSettings, TrainingSettings
+from pastry.domains.base import Question
+from pastry.errors import PastryError
+from pastry.training.grpo import SelectiveGRPOTrainer
+from pastry.training.rewards import Rewards
+from pastry.training.rollouts import sample_rollouts
+from pastry.training.sharding import deepspeed_config
 
 
 class PackedRowsCollator(DataCollatorForLanguageModeling):
@@ -27,7 +34,7 @@ class PackedRowsCollator(DataCollatorForLanguageModeling):
         return batch
 
 
-def _common(settings: OptimizerSettings, seed: int, out: str) -> dict:
+def _common(settings: TrainingSettings, seed: int, out: str, save_every: int | None) -> dict[str, Any]:
     schedule = {
         "constant": ("constant_with_warmup", {}),
         "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.min_lr_ratio}),
@@ -45,9 +52,14 @@ def _common(settings: OptimizerSettings, seed: int, out: str) -> dict:
         lr_scheduler_kwargs=scheduler_options,
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        deepspeed=deepspeed_config(settings),
+        # "no" would also forbid the checkpoint before a pre-emption.
+        save_strategy="steps",
+        save_steps=save_every or 10**9,
         report_to="none",
         disable_tqdm=True,
         logging_first_step=True,
@@ -58,21 +70,14 @@ def _common(settings: OptimizerSettings, seed: int, out: str) -> dict:
     )
 
 
-def language_model_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    settings: TextSettings,
-    *,
-    workers: int,
-    seed: int,
-    out: str,
-    callbacks: list[TrainerCallback],
-) -> SFTTrainer:
-    """TRL's SFTTrainer on packed rows, for pre-training and document SFT alike."""
-    config = SFTConfig(
-        **_common(settings, seed, out),
-        per_device_train_batch_size=settings.batch_rows // workers,
+def text_arguments(settings: TextSettings, *, workers: int, seed: int, out: str, save_every: int | None) -> SFTConfig:
+    """TRL's arguments for next-token training. They must exist before the model is loaded: ZeRO-3 shards it while loading."""
+    rows = settings.batch_rows // workers
+    micro = settings.micro_rows or rows
+    return SFTConfig(
+        **_common(settings, seed, out, save_every),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rows // micro,
         max_steps=settings.steps or -1,
         num_train_epochs=1,  # the rows already hold every epoch
         logging_steps=settings.log_every,
@@ -81,44 +86,45 @@ def language_model_trainer(
         dataloader_drop_last=True,
         loss_type="nll",
     )
+
+
+def language_model_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    arguments: SFTConfig,
+    lora: LoRASettings | None,
+    callbacks: list[TrainerCallback],
+) -> SFTTrainer:
+    """TRL's SFTTrainer on packed rows, for pre-training, mid-training and document SFT alike."""
     collator = PackedRowsCollator(pad_token_id=tokenizer.pad_token_id, return_position_ids=True)
     return SFTTrainer(
-        model=model, args=config, train_dataset=rows, processing_class=tokenizer, data_collator=collator, callbacks=callbacks
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=collator,
+        peft_config=lora_config(lora),
+        callbacks=callbacks,
     )
 
 
-def _reward(domain: Domain, score: Callable[[Verdict], float], name: str, eos: set[int]):
-    def reward(completions, completion_ids, question, **_):
-        verdicts = (
-            domain.verify(Question(**asked), text, bool(ids) and ids[-1] in eos)
-            for asked, text, ids in zip(question, completions, completion_ids, strict=True)
-        )
-        return [score(verdict) for verdict in verdicts]
-
-    reward.__name__ = name
-    return reward
-
-
-def grpo_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    domain: Domain,
-    questions: list[Question],
-    settings: RLSettings,
-    *,
-    workers: int,
-    seed: int,
-    out: str,
-    callbacks: list[TrainerCallback],
-) -> GRPOTrainer:
-    """TRL's GRPOTrainer (PaST, arXiv 2601.11258: GRPO with a binary correctness reward).
-
-    The verifier's other findings ride along as rewards of weight 0, so that TRL logs their curves.
-    """
-    rollouts = settings.questions_per_step * settings.group_size
-    config = GRPOConfig(
-        **_common(settings, seed, out),
-        per_device_train_batch_size=rollouts // workers,
+def rl_arguments(
+    settings: RLSettings, *, workers: int, seed: int, out: str, save_every: int | None, weights: list[float]
+) -> GRPOConfig:
+    """TRL's arguments for GRPO (PaST, arXiv 2601.11258); before the model is loaded, as `text_arguments`."""
+    rollouts = settings.questions_per_step * settings.group_size // workers
+    micro = settings.micro_completions or rollouts
+    vllm = {
+        "transformers": {},
+        "vllm_colocate": {"use_vllm": True, "vllm_mode": "colocate"},
+        "vllm_server": {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": settings.vllm_server_url},
+    }
+    return GRPOConfig(
+        **_common(settings, seed, out, save_every),
+        **vllm[settings.rollouts],
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rollouts // micro,
         num_generations=settings.group_size,
         max_steps=settings.steps,
         max_completion_length=settings.max_new_tokens,
@@ -129,16 +135,58 @@ def grpo_trainer(
         epsilon=settings.clip_range,
         loss_type=settings.loss,
         mask_truncated_completions=settings.mask_truncated,
-        reward_weights=[1.0] + [0.0] * (1 + len(domain.modes)),
+        reward_weights=weights,
+        max_tool_calling_iterations=settings.max_turns,
+        shuffle_dataset=False,  # the rows are in the order of training, for all its steps: a resumed run skips, not reshuffles
         logging_steps=1,
     )
-    eos = {tokenizer.eos_token_id}
-    rewards = [
-        _reward(domain, lambda verdict: float(verdict.correct), "correct", eos),
-        _reward(domain, lambda verdict: float(verdict.well_formed), "well_formed", eos),
-        *(_reward(domain, lambda verdict, mode=mode: float(verdict.mode == mode), mode, eos) for mode in domain.modes),
-    ]
-    rows = Dataset.from_list([{"prompt": q.prompt, "question": vars(q)} for q in questions])
-    return GRPOTrainer(
-        model=model, args=config, train_dataset=rows, processing_class=tokenizer, reward_funcs=rewards, callbacks=callbacks
+
+
+def grpo_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: list[Question],
+    rewards: Rewards,
+    arguments: GRPOConfig,
+    settings: RLSettings,
+    callbacks: list[TrainerCallback],
+) -> SelectiveGRPOTrainer:
+    """TRL's GRPOTrainer on questions in training order; with an environment each is the first message of an episode.
+
+    Raises PastryError if there is an environment and the tokenizer's chat template cannot render tools.
+    """
+    sampling: dict[str, Any] = {}
+    if rewards.environment:
+        if not supports_tool_calling(tokenizer):
+            raise PastryError(
+                "the domain's environment has tools, but the tokenizer's chat template does not render tools, tool calls and "
+                "their answers; use a model whose template does, such as Qwen2.5-Instruct"
+            )
+        sampling["environment_factory"] = rewards.environment
+    elif settings.rollouts == "transformers":
+        sampling["rollout_func"] = sample_rollouts
+
+    def prompt(question: Question) -> str | list[dict[str, str]]:
+        return [{"role": "user", "content": question.prompt}] if rewards.environment else question.prompt
+
+    return SelectiveGRPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": prompt(question), "question": vars(question)} for question in asked]),
+        processing_class=tokenizer,
+        reward_funcs=rewards.functions,
+        peft_config=lora_config(settings.lora),
+        callbacks=callbacks,
+        **sampling,
+    )
+
+
+def lora_config(lora: LoRASettings | None) -> LoraConfig | None:
+    """PEFT's configuration of an adapter."""
+    return lora and LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
     )

@@ -36,23 +36,38 @@ class _Lab:
         entities = [entity for subject in subjects for entity in self.world.groups[subject, part]]
         return [texts.document(entity, rng) for entity in entities for _ in range(copies)]
 
+    def _pretraining_asked(self) -> list[tuple[Question, str]]:
+        return [qa for subject in SUBJECTS for qa in texts.questions(self.world.groups[subject, PRETRAINING], subject)]
+
     def _pretraining_answers(self, rng: random.Random) -> list[Text]:
-        asked = [qa for subject in SUBJECTS for qa in texts.questions(self.world.groups[subject, PRETRAINING], subject)]
-        return [texts.answered(q, recited, rng.random() < self.settings.recall_share) for q, recited in asked]
+        share = self.settings.recall_share
+        return [texts.answered(q, recited, rng.random() < share) for q, recited in self._pretraining_asked()]
 
 
 class LabCorpus(_Lab, PretrainingCorpus):
-    """Pre-training: documents and questions of all six domains, and one-off recitations."""
+    """Pre-training: documents and questions of all six domains, and one-off recitations.
+
+    Mid-training mixes the same by kind: documents, questions answered direct or by recall, one-off recitations.
+    """
+
+    def __init__(self, settings: LabSettings, seed: int):
+        super().__init__(settings, seed)
+        self.kinds = ("documents", "direct", "recall") + (("one_off",) if settings.one_off else ())
+
+    def texts_of(self, kind: str, rng: random.Random) -> list[Text]:
+        if kind == "documents":
+            return self._documents(PRETRAINING, SUBJECTS, self.settings.documents_per_entity, rng)
+        if kind == "one_off":
+            return [texts.one_off(self.world, rng) for _ in range(self.settings.one_off)]
+        return [texts.answered(q, recited, kind == "recall") for q, recited in self._pretraining_asked()]
 
     def pretraining_epoch(self, rng: random.Random) -> list[Text]:
-        epoch = self._documents(PRETRAINING, SUBJECTS, self.settings.documents_per_entity, rng)
-        epoch += self._pretraining_answers(rng)
-        epoch += [texts.one_off(self.world, rng) for _ in range(self.settings.one_off)]
+        epoch = self.texts_of("documents", rng) + self._pretraining_answers(rng) + self.texts_of("one_off", rng)
         rng.shuffle(epoch)
         return epoch
 
     def pretraining_questions(self) -> list[Question]:
-        return [q for subject in SUBJECTS for q, _ in texts.questions(self.world.groups[subject, PRETRAINING], subject)]
+        return [question for question, _ in self._pretraining_asked()]
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.world.vocabulary(), directory)
@@ -74,10 +89,16 @@ class LabDomain(_Lab, Domain):
         return [text for document in written for text, _ in document.segments]
 
     def sft_epoch(self, part: int, rng: random.Random) -> list[Text]:
-        settings = self.settings
-        epoch = self._documents(part, [self.name], settings.documents_per_entity, rng)
-        epoch += rng.sample(self._documents(PRETRAINING, SUBJECTS, 1, rng), settings.replayed_documents)
-        epoch += rng.sample(self._pretraining_answers(rng), settings.replayed_questions)
+        return self._with_replay(self._documents(part, [self.name], self.settings.documents_per_entity, rng), rng)
+
+    def derived_epoch(self, part: int, rng: random.Random) -> list[Text]:
+        """The documents' facts one by one. No question, and nothing that takes two facts: that is left to the skill."""
+        group = self.world.groups[self.name, part]
+        return self._with_replay([text for entity in group for text in texts.statements(entity, rng)], rng)
+
+    def _with_replay(self, epoch: list[Text], rng: random.Random) -> list[Text]:
+        epoch += rng.sample(self._documents(PRETRAINING, SUBJECTS, 1, rng), self.settings.replayed_documents)
+        epoch += rng.sample(self._pretraining_answers(rng), self.settings.replayed_questions)
         rng.shuffle(epoch)
         return epoch
 
@@ -114,6 +135,7 @@ class LabDomain(_Lab, Domain):
         """Recall forced by its first word."""
         return f"{question.prompt} the", "the "
 
-    def data_digest(self, part: int) -> str:
+    def data_digest(self, part: int, derived: bool = False) -> str:
+        """Every text follows from the facts, the derived ones too."""
         facts = repr(self.world.groups[self.name, part]).encode()
         return "sha256:" + hashlib.sha256(facts).hexdigest()

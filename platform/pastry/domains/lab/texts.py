@@ -16,13 +16,21 @@ FACTS = (
 RECITED = "the {key} of {name} is {value} ."
 
 
+def statement(entity: Entity, key: str, value: str, rng: random.Random) -> str:
+    """One fact in one of three forms."""
+    return rng.choice(FACTS).format(key=key, name=entity.name, value=value, speakers=SUBJECTS[entity.subject][2])
+
+
 def document(entity: Entity, rng: random.Random) -> Text:
-    """An introduction and the five facts, in a random order, each in one of three forms."""
-    speakers = SUBJECTS[entity.subject][2]
+    """An introduction and the five facts, in a random order."""
     sentences = [rng.choice(INTRODUCTIONS).format(subject=entity.subject, name=entity.name)]
-    for key, value in rng.sample(entity.facts, len(entity.facts)):
-        sentences.append(rng.choice(FACTS).format(key=key, name=entity.name, value=value, speakers=speakers))
+    sentences += [statement(entity, key, value, rng) for key, value in rng.sample(entity.facts, len(entity.facts))]
     return Text.plain(f"<bos> {' '.join(sentences)} <eos>")
+
+
+def statements(entity: Entity, rng: random.Random) -> list[Text]:
+    """The five facts, each a text of its own."""
+    return [Text.plain(f"<bos> {statement(entity, key, value, rng)} <eos>") for key, value in entity.facts]
 
 
 def questions(group: list[Entity], label: str) -> list[tuple[Question, str]]:
