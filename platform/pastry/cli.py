@@ -147,6 +147,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a full disk, as a traceback; the outbox says it
     try:
         app()
     except PastryError as error:

@@ -63,10 +63,10 @@ class Driver:
             )
 
     def in_the_middle_of(self, kind: str) -> None:
-        """Wait until the stage has its first checkpoint; it goes on training then."""
+        """Wait for the stage's second checkpoint: the first is registered by then."""
         checkpoints = self.run.work(STAGES[kind]) / "checkpoints"
         deadline = time.monotonic() + 240
-        while not list(checkpoints.glob("checkpoint_*")):
+        while len(list(checkpoints.glob("checkpoint_*"))) < 2:
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-5000:]
             time.sleep(0.05)
         assert not self.run.done(STAGES[kind])
@@ -119,6 +119,21 @@ def test_a_killed_worker_and_a_killed_node_are_replaced(place, tmp_path):
     assert driver.fingerprints() == expected
     losses = driver.losses()
     assert len(losses) == 2 and all(0 <= died - resumed <= EVERY for died, resumed in losses), driver.said()
+
+
+def test_before_a_node_is_taken_away_its_workers_save(place, tmp_path):
+    cluster, environment, base, expected = place
+    driver = Driver(tmp_path, base, environment)
+    driver.in_the_middle_of("sft")
+    leaving = cluster.nodes[-1]
+    cluster.add_node(cpus=1)
+    drain = ["drain-node", "--node-id", leaving.id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    drain += ["--deadline-remaining-seconds", "15", "--address", cluster.gcs]
+    subprocess.run([Path(sys.executable).parent / "ray", *drain], env=environment, check=True, capture_output=True, timeout=120)
+    assert driver.wait() == 0, driver.said()[-5000:]
+    assert driver.fingerprints() == expected
+    assert "going on after step" in driver.said(), driver.said()
+    leaving.kill()
 
 
 def test_a_killed_driver_and_a_preempted_one_go_on_when_submitted_again(place, tmp_path):

@@ -17,7 +17,6 @@ MOST_WORKERS = 8
 QUICK_STARTS = {
     # Ray Train polls its workers; two seconds a stage add up when stages are short.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 WORKER_ENVIRONMENT = {
@@ -35,6 +34,7 @@ def connect() -> None:
     options: dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:
         # Ray's CPUs are logical: the slots beside the real cores are for Tune's and Serve's own small actors.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes one's own machine away
         options = {"num_cpus": (os.cpu_count() or 1) + 2, "object_store_memory": 256 * 2**20, "include_dashboard": False}
     # Tells of token authentication at every start, whatever the logging level given to ray.init.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

@@ -80,7 +80,9 @@ class Delivery:
         uri = self.client.tracking_uri
         if uri.startswith("http") and not isinstance(error, RestException | requests.HTTPError | PastryError):
             return f"MLflow at {uri} does not answer"
-        return f"MLflow at {uri} answers with an error ({str(error)[:200]})"
+        said = str(error).splitlines() or [type(error).__name__]
+        # SQLAlchemy buries what the database said among its own advice and the whole statement.
+        return f"MLflow at {uri} answers with an error ({next((line for line in said if 'Error) ' in line), said[0])[:200]})"
 
     def _found(self, filters: str) -> list[Run]:
         return self.client.search_runs([self.experiment_id], filters)

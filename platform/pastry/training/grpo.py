@@ -21,8 +21,8 @@ COMPLETION = {
     "importance_sampling_ratio",
 }
 MOST_BUCKETS = 4
-LEAST_TOKENS = 512
-"""Of a bucket: a forward pass over fewer costs nearly as much."""
+LEAST_TOKENS = 4096
+"""Of a bucket: a pass over fewer costs nearly as much, and after each bucket workers wait for one another to agree on metrics."""
 
 
 class SelectiveGRPOTrainer(GRPOTrainer):
