@@ -9,14 +9,9 @@ import pytest
 
 from pastry.config import load_config
 from pastry.errors import PastryError
-from pastry.pipeline.plan import plan
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("**/*.yaml")), ids=lambda path: path.name)
-def test_every_config_in_the_repository_parses_and_plans(path):
-    assert plan(load_config(path), workers=2)
+JOBS = [script for script in sorted((ROOT / "jobs").glob("*.py")) if "import job" in script.read_text()]
 
 
 @pytest.mark.parametrize(
@@ -83,10 +78,10 @@ def test_an_override_reaches_its_key(tiny_config, write_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
 def test_every_job_shows_its_plan(script, tiny_config, write_config):
     path = write_config(tiny_config)
-    changes = ["rl.steps=7", "midtrain={steps: 3, mixture: {documents: 1}}"]
+    changes = ["rl.steps=7", "midtrain={steps: 3, row_tokens: 64, mixture: {documents: 1}}"]
     command = [sys.executable, str(script), "--config", str(path), *changes, "--dry-run", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

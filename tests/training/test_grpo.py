@@ -106,7 +106,11 @@ def test_an_entropy_bonus_is_left_to_the_plain_trainer(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"beta": 0.2}, {"zero3": True}, {"zero3": True, "loss_type": "grpo"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"beta": 0.2}, {"zero3": True}, {"zero3": True, "loss_type": "grpo"}],
+    ids=["masks", "older weights", "tools"],
+)
 def test_two_workers_train_as_the_plain_trainer_alone(tiny, tmp_path, options):
     """The first worker's groups have no advantage, so that without a KL term it has nothing to run."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", grpo_run.__file__]

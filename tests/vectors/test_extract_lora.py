@@ -17,6 +17,7 @@ from pastry.vectors.inject import inject
 from pastry.vectors.lora.export import to_lora
 from pastry.vectors.lora.extract import extract_adapters, extract_lora
 from pastry.vectors.lora.factored import FactoredSkill, open_skill
+from pastry.vectors.lora.merge import merge_adapter
 from pastry.vectors.rounding import Scratch
 from tests.vectors.conftest import edit_json, load, same_bits
 from tests.vectors.lora_models import load_model, logits, materialise, merged, save_adapter, save_base, whole
@@ -228,3 +229,12 @@ def test_command(make_adapter, base, tmp_path):
     assert "6 of 21 tensors changed, rank 8" in result.output
     result = CliRunner().invoke(vector, [*arguments, "--dtype", "bfloat16"])
     assert isinstance(result.exception, PastryError) and "stored in float32" in str(result.exception)
+
+
+def test_a_merged_adapter_is_pefts_own_merge_in_float32(base, make_adapter, tmp_path):
+    adapter = make_adapter("adapter", 1, target_modules="all-linear")
+    merge_adapter(base, adapter, tmp_path / "merged")
+    ours, theirs = load(tmp_path / "merged"), merged(base, adapter)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].dtype == torch.float32 and torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []

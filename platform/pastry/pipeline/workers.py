@@ -14,10 +14,12 @@ from pastry.vectors.shards import Spread
 
 MOST_WORKERS = 8
 """Of `workers: auto`: beyond it the batches of small models are too thin; name a number for more."""
-QUICK_STARTS = {
+RAY_SETTINGS = {
     # Ray Train polls its workers; two seconds a stage add up when stages are short.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Tune's newer output prints its tables at every verbosity, 0 too.
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -29,7 +31,7 @@ WORKER_ENVIRONMENT = {
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS (a Ray job has it), or start one on this machine."""
-    for key, value in QUICK_STARTS.items():
+    for key, value in RAY_SETTINGS.items():
         os.environ.setdefault(key, value)
     options: dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:

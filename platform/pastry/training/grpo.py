@@ -22,7 +22,7 @@ COMPLETION = {
 }
 MOST_BUCKETS = 4
 LEAST_TOKENS = 4096
-"""Of a bucket: a pass over fewer costs nearly as much, and after each bucket workers wait for one another to agree on metrics."""
+"""Of a bucket: a pass over fewer costs nearly as much, and after each workers wait for one another to join metrics."""
 
 
 class SelectiveGRPOTrainer(GRPOTrainer):
