@@ -65,7 +65,9 @@ def test_loss_and_gradients_are_the_plain_trainers(tiny, tmp_path, loss, beta, a
 
 
 @pytest.mark.parametrize(
-    "options", [{"mask_truncated_completions": True}, {"num_iterations": 2}, {"rollouts": with_tools}], ids=str
+    "options",
+    [{"mask_truncated_completions": True}, {"num_iterations": 2}, {"rollouts": with_tools}],
+    ids=["masks", "older weights", "tools"],
 )
 @pytest.mark.parametrize("loss", LOSSES)
 def test_also_with_masks_and_with_samples_of_older_weights(tiny, tmp_path, loss, options):
@@ -109,7 +111,7 @@ def test_an_entropy_bonus_is_left_to_the_plain_trainer(tiny, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{}, {"beta": 0.2}, {"zero3": True}, {"zero3": True, "loss_type": "grpo"}],
-    ids=["masks", "older weights", "tools"],
+    ids=str,
 )
 def test_two_workers_train_as_the_plain_trainer_alone(tiny, tmp_path, options):
     """The first worker's groups have no advantage, so that without a KL term it has nothing to run."""
