@@ -27,6 +27,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from pastry.config import RLSettings
+from pastry.training.sharding import deepspeed_config
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from lab_models import ZOO, LabModel, Zoo  # noqa: E402
@@ -46,13 +49,8 @@ RATIOS = {  # what is claimed → (slower, faster)
     "ZeRO-3": ("plain, ZeRO-3", "ours, ZeRO-3"),
 }
 SECTIONS = ("generate", "rewards", "forward", "backward", "optimizer", "rest")
-ZERO3 = {
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_force_ds_cpu_optimizer": False,
-}
+ZERO3 = deepspeed_config(RLSettings(parallelism="zero3"))
+ZERO3["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # small weights are sharded, too
 
 
 class Clock(TrainerCallback):

@@ -100,12 +100,10 @@ def main(out: Path) -> None:
     curves, nodes, current = defaultdict(list), set(), None
     while not queue.empty():
         point = queue.get()
-        if "samples" in point:
-            continue
         if "job" in point:
             current = point["job"]
             nodes.add(point["node"])
-        else:
+        elif "samples" not in point:
             curves[current].append(point)
     (out / "curves.json").write_text(json.dumps(curves | {"nodes": sorted(nodes)}))
 

@@ -25,18 +25,15 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
+from pastry.config import RLSettings
 from pastry.training import grpo
 from pastry.training.rollouts import sample_rollouts
+from pastry.training.sharding import deepspeed_config
 
 GROUPS, GROUP_SIZE, LONGEST, STEPS = 4, 4, 10, 3
 WORDS = ["<pad>", "<eos>", *(f"w{number}" for number in range(30))]
-ZERO3 = {
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_force_ds_cpu_optimizer": False,
-}
+ZERO3 = deepspeed_config(RLSettings(parallelism="zero3"))
+ZERO3["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # small weights are sharded, too
 
 
 def save_tiny_model(directory: Path) -> Path:

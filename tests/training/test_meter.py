@@ -12,7 +12,6 @@ import pytest
 pytestmark = pytest.mark.slow
 SCRIPT = """
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from pastry.training.meter import Meter
+from pastry.training.meter import Meter, process_peak
 from pastry.training.trl_adapter import PackedRowsCollator
 
 torch.set_num_threads(1)
@@ -77,7 +76,7 @@ trainer = {"sft": sft, "rl": rl}[kind](int(sys.argv[3]))
 if trainer.args.process_index == 1:
     ballast = torch.ones(50_000_000)  # 200 MB that only the second worker holds
 trainer.train()
-own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+own = process_peak()
 (out / f"lines-{trainer.args.process_index}.json").write_text(json.dumps({"lines": Lines.lines, "own": own}))
 """
 

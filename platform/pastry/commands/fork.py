@@ -26,12 +26,13 @@ def fork(
     """
     from pastry.config import load_config
     from pastry.pipeline.runner import Run
+    from pastry.pipeline.stage import TRAINING
     from pastry.training.fork import fork_checkpoint
     from pastry.vectors.files import atomic_directory, refuse_existing
 
     refuse_existing(out)
     run = Run(load_config(config, overrides or []))
-    trained = {each.name: each for each in run.stages if each.kind in ("pretrain", "midtrain", "sft", "rl")}
+    trained = {each.name: each for each in run.stages if each.kind in TRAINING}
     if stage not in trained:
         raise PastryError(f"the run has no training stage '{stage}'; it has: {', '.join(trained)}")
     if run.done(stage):

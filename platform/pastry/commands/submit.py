@@ -14,13 +14,15 @@ import yaml
 from pastry.commands.options import AsJson, DryRun, say
 from pastry.commands.ray_jobs import STOP_SECONDS, connect, follow_job, jobs_of, stop_job
 from pastry.errors import PastryError
+from pastry.pipeline.stage import KINDS
 
 if TYPE_CHECKING:
     from pastry.config import PastConfig
 
 app = typer.Typer()
 
-Stage = StrEnum("Stage", ["pretrain", "midtrain", "sft", "rl", "extract", "inject", "search", "evaluate", "register", "report"])
+Stage = StrEnum("Stage", [kind for kind in KINDS if kind not in ("base", "gate")])
+"""Those that have a script in jobs/: the others are only done on the way to one of them."""
 
 
 @app.command()

@@ -32,10 +32,7 @@ def training_settings(config: PastConfig) -> dict[str, TextSettings | RLSettings
 
 def shared_batches(config: PastConfig) -> dict[str, int]:
     """Key → what every step's workers share out equally; a question's completions stay together on one of them."""
-    return {
-        f"{key}.questions_per_step" if key == "rl" else f"{key}.batch_rows": _shared(train)
-        for key, train in training_settings(config).items()
-    }
+    return dict(_shared(key, train) for key, train in training_settings(config).items())
 
 
 def check_settings(config: PastConfig, workers: int) -> None:
@@ -86,14 +83,15 @@ def _refuse(problems: Iterable[str]) -> None:
         raise PastryError("\n       ".join(found))
 
 
-def _shared(train: TextSettings | RLSettings) -> int:
-    return train.questions_per_step if isinstance(train, RLSettings) else train.batch_rows
+def _shared(key: str, train: TextSettings | RLSettings) -> tuple[str, int]:
+    if isinstance(train, RLSettings):
+        return f"{key}.questions_per_step", train.questions_per_step
+    return f"{key}.batch_rows", train.batch_rows
 
 
 def _batch(key: str, train: TextSettings | RLSettings, config: PastConfig, workers: int) -> Iterator[str]:
-    size = _shared(train)
+    name, size = _shared(key, train)
     if size % workers:
-        name = f"{key}.questions_per_step" if isinstance(train, RLSettings) else f"{key}.batch_rows"
         yield f"{name} = {size} cannot be shared by {workers} workers: change it, or resources.workers"
 
 

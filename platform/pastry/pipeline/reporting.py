@@ -10,7 +10,7 @@ from typing import Any
 
 from pastry.evaluation.score import Score
 from pastry.evaluation.statistics import paired_difference
-from pastry.pipeline.stage import MARKER, Context
+from pastry.pipeline.stage import MARKER, TRAINING, Context
 from pastry.report.data import Difference, LambdaPoint, LineageNode, ReportData, Row
 from pastry.report.page import render
 from pastry.report.plots import figures
@@ -34,9 +34,6 @@ COSINE_TITLES = {
     "sft_source_rl": "source's ΔSFT against the skill vector",
     "sft_sft": "source's ΔSFT against the target's",
 }
-
-TRAINED = ("pretrain", "midtrain", "sft", "rl")
-"""Kinds of stages whose curves are shown."""
 
 
 def report(context: Context) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def collect(context: Context) -> ReportData:
         search=[LambdaPoint(**{key.replace("lambda", "lambda_"): value for key, value in p.items()}) for p in search["points"]],
         cosines=evaluation["cosines"],
         cosine_tables={COSINE_TITLES[name]: table for name, table in evaluation["cosine_tables"].items()},
-        curves={name: curves[name] for name, marker in markers.items() if marker["kind"] in TRAINED},
+        curves={name: curves[name] for name, marker in markers.items() if marker["kind"] in TRAINING},
         seconds={name: marker["seconds"] for name, marker in markers.items()},
         gate={key: gate[key] for key in ("gate_passed", "gate_tries", "gate_wanted")} if gate else None,
         perplexity=evaluation["perplexity"],

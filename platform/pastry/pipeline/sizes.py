@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pastry.config import PastConfig, RLSettings, TextSettings
-from pastry.domains import load_corpus, load_domain
-from pastry.domains.base import Text
+from pastry.domains import load_domain, load_epoch
 from pastry.pipeline.memory import trained_parameters
 from pastry.pipeline.model_size import ModelSize, RunModel, token_counter
 from pastry.pipeline.stage import Stage
@@ -57,7 +55,16 @@ def work(stage: Stage, model: RunModel) -> Work | None:
         return Work(train.steps, completions * (longest_prompt(stage, model) + train.max_new_tokens), "≤")
     if train.steps:
         return Work(train.steps, train.steps * train.batch_rows * train.row_tokens, "≤")
-    texts = _epoch(stage)(random.Random(stage.settings["seed"]))
+    settings = stage.settings
+    epoch = load_epoch(
+        {"pretrain": "pretraining", "midtrain": "mixture"}.get(stage.kind) or settings["texts"],
+        settings["domain"],
+        settings["world_seed"],
+        name=settings.get("subject"),
+        part=settings.get("part", 1),
+        mixture=getattr(settings["train"], "mixture", None),
+    )
+    texts = epoch(random.Random(settings["seed"]))
     exact = model.tokenizer is not None and sum(len(part) for text in texts for part, _ in text.segments) <= MOST_CHARACTERS
     count = token_counter(model.tokenizer if exact else None)
     tokens = train.epochs * sum(_packed(sum(count(part) for part, _ in text.segments) + 1, train) for text in texts)
@@ -128,15 +135,3 @@ def _packed(tokens: int, train: TextSettings) -> int:
     """Tokens of a text in rows: one that is longer than a row is cut, and each further piece repeats some."""
     rest, fresh = tokens - train.row_tokens, train.row_tokens - train.overlap_tokens
     return tokens + train.overlap_tokens * max(0, -(-rest // fresh))
-
-
-def _epoch(stage: Stage) -> Callable[[random.Random], list[Text]]:
-    settings = stage.settings
-    if stage.kind == "sft":
-        domain = load_domain(settings["subject"], settings["domain"], settings["world_seed"])
-        draw = {"documents": domain.sft_epoch, "derived": domain.derived_epoch, "answers": domain.answers_epoch}
-        return lambda rng: draw[settings["texts"]](settings["part"], rng)
-    corpus = load_corpus(settings["domain"], settings["world_seed"])
-    if stage.kind == "pretrain":
-        return corpus.pretraining_epoch
-    return lambda rng: corpus.mixture_epoch(settings["train"].mixture, rng)

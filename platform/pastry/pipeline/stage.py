@@ -32,6 +32,8 @@ KINDS = {
     "register": "pastry.pipeline.registration:register",
     "report": "pastry.pipeline.reporting:report",
 }
+TRAINING = ("pretrain", "midtrain", "sft", "rl")
+"""Kinds that train a model, with curves and checkpoints."""
 MARKER = "stage.json"
 
 

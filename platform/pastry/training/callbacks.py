@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import ray.train
 from ray.util.queue import Queue
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from pastry.training.masters import save_model, set_masters
+from pastry.training.masters import first_worker, save_model, set_masters
 from pastry.training.rewards import Rewards
 from pastry.vectors.checkpoint import Checkpoint
 
@@ -24,11 +23,11 @@ class Progress(TrainerCallback):
         self.queue, self.started = queue, time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if ray.train.get_context().get_world_rank() == 0 and state.global_step:
+        if first_worker() and state.global_step:
             self.queue.put({"resumed": state.global_step})
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if ray.train.get_context().get_world_rank() == 0 and logs and "train_runtime" not in logs:
+        if first_worker() and logs and "train_runtime" not in logs:
             numbers = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
             self.queue.put(
                 {"step": state.global_step, "steps": state.max_steps, "seconds": time.monotonic() - self.started, **numbers}
@@ -43,7 +42,7 @@ class Samples(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         wanted = state.global_step == 1 or state.global_step % self.every == 0 or state.global_step == state.max_steps
-        if wanted and ray.train.get_context().get_world_rank() == 0:
+        if wanted and first_worker():
             self.queue.put({"step": state.global_step, "samples": self.rewards.samples(MOST_SAMPLES)})
 
 

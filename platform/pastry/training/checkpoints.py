@@ -9,12 +9,14 @@ import torch
 import torch.distributed
 from transformers import TrainerCallback
 
+from pastry.training.masters import first_worker
+
 
 class Checkpoints(TrainerCallback):
     """Hands every checkpoint the trainer has written to Ray Train, which copies it from all workers to shared storage and
     registers it once all of it is there.
 
-    Before each step it looks whether it is asked to stop (the file `stop` exists) or a node is about to be taken away; in
+    After each step it looks whether it is asked to stop (the file `stop` exists) or a node is about to be taken away; in
     both cases the trainer saves first. `stopped` says that training was broken off on request.
     """
 
@@ -41,7 +43,7 @@ class Checkpoints(TrainerCallback):
 
     def _asked_to_stop(self, device: torch.device) -> bool:
         # One worker looks and tells the others: all must stop after the same step.
-        asked = torch.tensor(int(ray.train.get_context().get_world_rank() == 0 and self.stop.exists()), device=device)
+        asked = torch.tensor(int(first_worker() and self.stop.exists()), device=device)
         if torch.distributed.is_initialized():
             torch.distributed.broadcast(asked, 0)
         return bool(asked)

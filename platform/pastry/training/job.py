@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ray.util.queue import Queue
 
 from pastry.config import DomainSettings, ModelShape, RLSettings, TextSettings
+from pastry.domains import Texts
 from pastry.domains.base import Split
 
 
@@ -37,11 +37,10 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelJob(_Job):
-    """Pre-training (`texts="pretraining"`), mid-training ("mixture"), document SFT ("documents"), its second stage
-    ("derived") or SFT on short answers ("answers")."""
+    """Next-token training on `texts`."""
 
     settings: TextSettings
-    texts: Literal["pretraining", "mixture", "documents", "derived", "answers"]
+    texts: Texts
     start: str | None = None
     """Checkpoint to start from …"""
     shape: ModelShape | None = None

@@ -111,12 +111,12 @@ def _fatal(error: ray.train.WorkerGroupError) -> Exception | None:
     if any("No space left on device" in str(failure) for failure in error.worker_failures.values()):
         return PastryError("no space left on the device of the run's storage; make room, then the same command goes on")
     raised = [failure for failure in error.worker_failures.values() if isinstance(failure, UserExceptionWithTraceback)]
-    causes = [failure._base_exc for failure in raised]
-    for cause in causes:
-        if isinstance(cause, PastryError):
-            return cause
-    lasting = [failure for failure, cause in zip(raised, causes, strict=True) if not _lost_connection(cause)]
-    return lasting[0] if lasting and len(raised) == len(error.worker_failures) else None
+    for failure in raised:
+        if isinstance(failure._base_exc, PastryError):
+            return failure._base_exc
+    if len(raised) < len(error.worker_failures):
+        return None
+    return next((failure for failure in raised if not _lost_connection(failure._base_exc)), None)
 
 
 def _lost_connection(cause: BaseException) -> bool:

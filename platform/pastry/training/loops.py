@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerCallback, set_seed
 
 from pastry.config import ModelShape, TrainingSettings
-from pastry.domains import load_corpus, load_domain
+from pastry.domains import load_domain, load_epoch
 from pastry.domains.base import Question
 from pastry.training import trl_adapter
 from pastry.training.callbacks import KeepStart, Progress, Samples
@@ -85,7 +85,7 @@ def language_model_loop(job: LanguageModelJob) -> None:
             save_every=job.checkpoint_every,
         )
         rows = packed_epochs(
-            _epoch(job),
+            load_epoch(job.texts, job.domain_settings, job.world_seed, name=job.domain, part=job.part, mixture=job.mixture),
             tokenizer,
             length=settings.row_tokens,
             overlap=settings.overlap_tokens,
@@ -99,15 +99,6 @@ def language_model_loop(job: LanguageModelJob) -> None:
             new or _load(job.start, settings), tokenizer, rows, arguments, settings.lora, callbacks
         )
         _train(trainer, checkpoints, job, tokenizer)
-
-
-def _epoch(job: LanguageModelJob):
-    if job.texts in ("pretraining", "mixture"):
-        corpus = load_corpus(job.domain_settings, job.world_seed)
-        return corpus.pretraining_epoch if job.texts == "pretraining" else lambda rng: corpus.mixture_epoch(job.mixture, rng)
-    domain = load_domain(job.domain, job.domain_settings, job.world_seed)
-    draw = {"documents": domain.sft_epoch, "derived": domain.derived_epoch, "answers": domain.answers_epoch}[job.texts]
-    return lambda rng: draw(job.part, rng)
 
 
 def rl_loop(job: RLJob) -> None:

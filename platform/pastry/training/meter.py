@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed
@@ -46,8 +48,16 @@ class Meter(TrainerCallback):
         self.step, self.tokens, self.time = state.global_step, state.num_input_tokens_seen, time.monotonic()
 
 
+def process_peak() -> int:
+    """Bytes this process held at most."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; its getrusage starts from what the parent held when it started this process
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _memory(device: torch.device) -> dict[str, int]:
-    peaks = {"memory/process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # Linux counts in KiB
+    peaks = {"memory/process_bytes": process_peak()}
     if device.type == "cuda":
         peaks["memory/gpu_bytes"] = torch.cuda.max_memory_allocated(device)
     most = torch.tensor(list(peaks.values()), device=device)
