@@ -124,6 +124,15 @@ def test_without_gpus_a_dry_run_says_what_it_could_not_check_and_a_start_is_refu
         checked(config, tmp_path, None, starting=True)
 
 
+def test_a_judge_that_does_not_answer_is_found_at_the_start(tiny_config, tmp_path):
+    nobody = "http://127.0.0.1:9/v1"  # the discard port
+    config = settings(tiny_config, rl={"rewards": {"judge": {"url": nobody, "model": "m", "retries": 0}}})
+    here = find_place(config.resources)
+    assert checked(config, tmp_path, here) == [f"rl.rewards.judge: {nobody} was not asked"]
+    with pytest.raises(PastryError, match=f"rewards.judge: m at {nobody} does not judge: APIConnectionError"):
+        checked(config, tmp_path, here, starting=True)
+
+
 def test_all_that_is_wrong_is_said_at_once(tiny_config):
     with pytest.raises(PastryError) as refused:
         check_settings(settings(tiny_config, rl={"precision": "fp16"}, sft={"micro_rows": 3}), 1)

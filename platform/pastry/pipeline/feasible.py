@@ -54,7 +54,7 @@ def check_settings(config: PastConfig, workers: int) -> None:
 
 
 def check_resources(forecast: Forecast, stages: list[Stage], starting: bool) -> list[str]:
-    """Raise PastryError for what the model, the texts, the machines or the disk cannot do.
+    """Raise PastryError for what the model, the texts, the machines, the disk or RL's judge cannot do.
 
     Returns what could not be checked and why. `starting`: what a dry run may leave open, such as a GPU that is not here, is
     refused as well.
@@ -74,6 +74,14 @@ def check_resources(forecast: Forecast, stages: list[Stage], starting: bool) -> 
     for key, train in training_settings(forecast.config).items():
         problems += _software(key, train, forecast)
     _refuse(dict.fromkeys(problems))
+    judge = forecast.config.rl.rewards.judge
+    if judge and any(stage.kind == "rl" for stage in stages):
+        if starting:
+            from pastry.training.judge import check_judge  # the client takes a second to import
+
+            check_judge(judge)
+        else:
+            notes.append(f"rl.rewards.judge: {judge.url} was not asked")
     return notes
 
 
