@@ -131,7 +131,10 @@ def build(args: dict | ServeConfig) -> Application:
 def run(config: ServeConfig, blocking: bool) -> None:
     """Serve on `config.host:port` until interrupted (or, not blocking, until `serve.shutdown()`)."""
     from pastry.pipeline.workers import connect
+    from pastry.registry.deployments import Deployment
 
+    models = {name: Path(path) for name, path in (config.targets | config.skills).items()}
+    deployment = Deployment(models, config.host, config.port)
     connect()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config={"log_level": logging.WARNING})
@@ -146,6 +149,7 @@ def run(config: ServeConfig, blocking: bool) -> None:
         print("careful: there are no keys yet; whoever reaches this address can ask")
     print(f"try: curl http://{config.host}:{config.port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
     if blocking:
+        deployment.record()
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
@@ -153,3 +157,4 @@ def run(config: ServeConfig, blocking: bool) -> None:
         print("stopping")
         serve.delete("pastry")
         ray.shutdown()
+        deployment.withdraw()

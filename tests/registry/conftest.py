@@ -9,6 +9,9 @@ import time
 import urllib.request
 
 import pytest
+from typer.testing import CliRunner
+
+from pastry.errors import PastryError
 
 
 class MlflowServer:
@@ -63,3 +66,20 @@ def server(started):
     if started.process.poll() is not None:
         started.start()
     return started
+
+
+@pytest.fixture
+def pastry(catalogue, monkeypatch):
+    """The command line, in this process, with the module's registry."""
+    from pastry.cli import app
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", catalogue.given)
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if isinstance(done.exception, PastryError):
+            return f"error: {done.exception}"
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.stdout
+
+    return run

@@ -34,6 +34,7 @@ def inspect(
     opened = open_skill(local_path(skill))
     ranks = None
     if rank:
+        opened.verify()
         with tables.progress_bar("singular values") as progress:
             ranks = subspaces.ranks(geometry.SkillUpdate(opened.path), progress)
     if plot:

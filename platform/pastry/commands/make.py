@@ -77,9 +77,12 @@ def extract(
 
 @app.command()
 def inject(
-    target: Annotated[str, typer.Option(help="The model that has read the documents: directory or models:/ URI.")],
-    skill: Annotated[list[str], typer.Option(help="DIR, DIR:λ or models:/name@alias:λ; may be given several times. λ: 1.")],
     out: Annotated[Path, typer.Option(help="New directory of the injected checkpoint.")],
+    target: Annotated[str, typer.Option(help="The model that has read the documents: directory or models:/ URI.")] = "",
+    skill: Annotated[
+        list[str] | None, typer.Option(help="DIR, DIR:λ or models:/name@alias:λ; may be given several times. λ: 1.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="In place of both: models:/ URI of a registered recipe.")] = "",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the target's.")] = None,
     rounding: Annotated[
         str, typer.Option(help="nearest, stochastic, or auto: stochastic where nearest loses over 1 %.")
@@ -93,24 +96,28 @@ def inject(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """θ_target + Σ λ·v, written as an ordinary Hugging Face checkpoint.
+    """θ_target + Σ λ·v, or a registered recipe, written as an ordinary Hugging Face checkpoint.
 
     λ is a number, or one for each module group: --skill DIR:attention=1,mlp[0-11]=0.5~1,all=0 (groups: attention, mlp,
     embeddings, norms, all, or /regular expression/; layers in brackets; A~B goes from A to B over the layers; the first
     rule that matches a tensor counts).
     """
+    from pastry.registry.recipes import open_registered
     from pastry.registry.resolve import local_path
     from pastry.vectors import inject as injecting
 
-    terms = [skill_term(text) for text in skill]
-    skills = [(local_path(path), lam) for path, lam in terms]
+    if bool(recipe) == bool(target) or bool(target) != bool(skill):
+        raise PastryError("give --target with one --skill or more, or --recipe models:/name@alias")
+    if recipe:
+        model, skills = open_registered(recipe)
+    else:
+        model, skills = local_path(target), [(local_path(path), lam) for path, lam in map(skill_term, skill)]
     options = {"dtype": dtype, "rounding": rounding, "seed": seed, "vocab": vocab, "other_base": other_base}
     with progress_bar("injecting") as progress:
-        result = injecting.inject(
-            local_path(target), skills, out, **options, dry_run=dry_run, spread=spread(workers), progress=progress
-        )
+        result = injecting.inject(model, skills, out, **options, dry_run=dry_run, spread=spread(workers), progress=progress)
     if result is None:
-        say(as_json, {"checked": True}, f"{', '.join(skill)} fit {target}; {out} would be written, nothing was")
+        what = f"{recipe} is as it was registered" if recipe else f"{', '.join(skill)} fit {target}"
+        say(as_json, {"checked": True}, f"{what}; {out} would be written, nothing was")
         return
     if not as_json:
         show_arrived(result)

@@ -38,7 +38,9 @@ def open_update(text: str) -> Update:
     path = local_path(text)
     if not (path / MANIFEST_FILE).exists():
         raise PastryError(f"{text}: no {MANIFEST_FILE}, so it is no change of weights; wanted a skill vector, or START..{text}")
-    return SkillUpdate(path)
+    update = SkillUpdate(path)
+    update.weights.verify()  # geometry reads blocks, which have no digest of their own
+    return update
 
 
 def check_picture(file: Path | None) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException, RestException
+from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 
 from pastry.errors import PastryError
+from pastry.registry.client import explain
 from pastry.registry.outbox import Record
 
 METRICS = 1000
@@ -30,6 +31,8 @@ REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST",
 RETRIED = {401, 403, 404, 408, 429}
 """Of the client errors (4xx) of an artifact store or a proxy: what somebody may put right while the run goes on."""
 
+TRIAL = "pastry.trial"
+"""Tag of a search's trial: its id within the stage."""
 RunTagPair = tuple[str, str]
 """Key and value of the tag by which a run is found: MLflow gives a run its id, which an outbox cannot wait for."""
 
@@ -77,12 +80,7 @@ class Delivery:
 
     def explain(self, error: Exception) -> str:
         """`MLflow at URI does not answer`, or the error it answers with."""
-        uri = self.client.tracking_uri
-        if uri.startswith("http") and not isinstance(error, RestException | requests.HTTPError | PastryError):
-            return f"MLflow at {uri} does not answer"
-        said = str(error).splitlines() or [type(error).__name__]
-        # SQLAlchemy buries what the database said among its own advice and the whole statement.
-        return f"MLflow at {uri} answers with an error ({next((line for line in said if 'Error) ' in line), said[0])[:200]})"
+        return explain(error, self.client.tracking_uri)
 
     def _found(self, filters: str) -> list[Run]:
         return self.client.search_runs([self.experiment_id], filters)
@@ -104,8 +102,7 @@ class Delivery:
             return
         parent = {MLFLOW_PARENT_RUN_ID: self._id(tuple(record["parent"]))} if record["parent"] else {}
         tags = record["tags"] | parent | {run[0]: run[1]}
-        made = self.client.create_run(self.experiment_id, start_time=record["time"], tags=tags, run_name=record["name"])
-        self.ids[run] = made.info.run_id
+        self.ids[run] = self._start(record["time"], tags, record["name"])
 
     def _sweep(self, run: RunTagPair, record: Record) -> None:
         """Stages of a run that a kill -9 left RUNNING."""
@@ -129,6 +126,35 @@ class Delivery:
     def _tags(self, run: RunTagPair, record: Record) -> None:
         for some in _parts([RunTag(allowed_name(key), value) for key, value in record["values"].items()], PARAMS):
             self.client.log_batch(self._id(run), tags=some)
+
+    def _trials(self, run: RunTagPair, record: Record) -> None:
+        parent = self._id(run)
+        there = {found.data.tags[TRIAL]: found.info for found in self._children(parent)}
+        for trial in record["trials"]:
+            known = there.get(trial["id"])
+            if known and known.status == trial["status"]:
+                continue
+            started = record["time"] - int(1000 * trial["seconds"])
+            tags = {MLFLOW_PARENT_RUN_ID: parent, TRIAL: trial["id"]}
+            run_id = known.run_id if known else self._start(started, tags, trial["name"])
+            metrics = [Metric(allowed_name(key), value, record["time"], 0) for key, value in trial["metrics"].items()]
+            params = [Param(allowed_name(key), str(value)) for key, value in trial["parameters"].items()]
+            self.client.log_batch(run_id, metrics=metrics, params=params)
+            self.client.set_terminated(run_id, trial["status"], record["time"])
+
+    def _children(self, parent: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'", max_results=1000, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _start(self, started: int, tags: dict[str, str], name: str) -> str:
+        return self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name).info.run_id
 
     def _document(self, run: RunTagPair, record: Record) -> None:
         file = self.folder / record["file"]

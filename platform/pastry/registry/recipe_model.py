@@ -7,16 +7,16 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from pastry.engine.transformers_engine import TransformersEngine
+from pastry.registry.recipes import RegisteredRecipe
 
 
 class RecipeModel(PythonModel):
-    """target + skills with λ, composed in memory when it is loaded."""
+    """target + skills with λ, composed in memory when it is loaded. PastryError if one of them is gone, changed or revoked."""
 
     def load_context(self, context) -> None:
-        recipe = context.model_config
-        skills = {skill["name"]: skill["path"] for skill in recipe["skills"]}
-        self.engine = TransformersEngine(recipe["target"], skills)
-        self.engine.attach({skill["name"]: skill["lambda"] for skill in recipe["skills"]})
+        target, skills = RegisteredRecipe.model_validate(context.model_config).open(mlflow.get_registry_uri())
+        self.engine = TransformersEngine(target, {name: path for name, (path, _) in skills.items()})
+        self.engine.attach({name: lam for name, (_, lam) in skills.items()})
 
     def predict(self, context, model_input: pd.DataFrame, params: dict) -> list[str]:
         """Greedy continuations of prompts: MLflow hands them over as a data frame of one column."""

@@ -1,69 +1,85 @@
-"""From what a user types to a directory: a path, a Hugging Face name, or a `models:/…` URI."""
+"""From what a user types to a directory: a path, a Hugging Face name, or a `models:/…` URI. The one place for it."""
 
 from __future__ import annotations
 
-import os
+import difflib
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from typing import TYPE_CHECKING
 
 from pastry.errors import PastryError
-from pastry.vectors.lora.factored import open_skill
+from pastry.registry.versions import FINGERPRINT, REGISTERED, Version, read_version
 
-REGISTERED = "models:/"
-LOCATION = "pastry.uri"
-"""Tag of a registered version: where its weights are."""
-FINGERPRINT = "pastry.fingerprint"
-"""Tag of a registered skill vector: what must be found there."""
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def local_path(text: str, tracking_uri: str | None = None) -> Path:
     """The directory that `text` names.
 
     `models:/name@alias` and `models:/name/3` are looked up in the registry at `tracking_uri` (None: MLFLOW_TRACKING_URI,
-    and without it `runs/mlflow.db`). Raises PastryError for a missing path, model, version or alias.
+    and without it `runs/mlflow.db`), fetched if they lie in an object store, and held against their digests.
+    Raises PastryError for a missing path, model, version or alias, and for what is revoked or damaged.
     """
     if text.startswith(REGISTERED):
-        return _registered(text, tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _default())
+        from pastry.registry.store import local
+
+        version = registered(text, tracking_uri)
+        if version.recipe:
+            raise PastryError(
+                f"{text} is a recipe, not weights; to write it out: pastry vector inject --recipe {text} --out DIR"
+            )
+        return local(version.location, version.fingerprint, text)
     path = Path(text)
     if not path.is_dir():
         raise PastryError(f"{text}: no such directory; give a directory, or models:/name@alias for a registered one")
     return path
 
 
-def _default() -> str:
-    database = Path("runs/mlflow.db")
-    if not database.is_file():
-        raise PastryError(f"no registry: {database} does not exist here; set MLFLOW_TRACKING_URI")
-    return f"sqlite:///{database.absolute()}"
+def registered(text: str, tracking_uri: str | None = None) -> Version:
+    """What `models:/name@alias` or `models:/name/3` names. Raises PastryError if that is nothing, or revoked."""
+    from pastry.registry.client import connect, plainly, registry_uri
+
+    uri = registry_uri(tracking_uri)
+    with plainly(uri):
+        return usable(find(text, connect(uri)), text)
 
 
-def _registered(text: str, uri: str) -> Path:
-    from mlflow import MlflowClient
+def usable(version: Version, text: str) -> Version:
+    """The same; PastryError with the reason if it is revoked."""
+    if version.revoked:
+        raise PastryError(f"{text}: revoked on {version.revoked['at'][:10]}: {version.revoked['reason']}")
+    return version
+
+
+def find(text: str, client: MlflowClient) -> Version:
+    """The version that a `models:/…` URI names, revoked or not. PastryError with near misses if there is none."""
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=uri)
     name, at, alias = text.removeprefix(REGISTERED).partition("@")
+    name, slash, number = name.partition("/")
+    if not text.startswith(REGISTERED) or not name or bool(at) == bool(slash) or (slash and not number.isdecimal()):
+        plain = f"{REGISTERED}{name or 'NAME'}"
+        raise PastryError(f"{text}: say which version: {plain}@champion or {plain}/1 (pastry vector list shows them)")
     try:
-        if at:
-            version = client.get_model_version_by_alias(name, alias)
-        else:
-            name, slash, number = name.partition("/")
-            if not slash:
-                raise PastryError(f"{text}: say which one: {text}@champion or {text}/1")
-            version = client.get_model_version(name, number)
+        found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
     except MlflowException as error:
-        raise PastryError(f"{text}: not in the registry at {uri}: {error.message}") from None
-    location = version.tags.get(LOCATION, version.source)
-    source = urlparse(location)
-    if source.scheme not in ("", "file"):
-        raise PastryError(f"{text}: lies at {location}; only artifacts on a mounted file system can be read")
-    path = Path(unquote(source.path))
-    if not path.is_dir():
-        raise PastryError(f"{text}: registered at {path}, where no directory is any more")
-    wanted = version.tags.get(FINGERPRINT)
-    if wanted:
-        # The manifest's claim; the tensors are held against the manifest when they are read.
-        found = open_skill(path).manifest.fingerprint
-        if found != wanted:
-            raise PastryError(f"{text}: registered as {wanted}, but {path} holds {found}; restore it or register it again")
-    return path
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise PastryError(f"{text}: not in the registry at {client.tracking_uri}: {_what_there_is(name, client)}") from None
+    return read_version(found)
+
+
+def same_weights(fingerprint: str, client: MlflowClient) -> list[Version]:
+    """Every version with this fingerprint, under whatever name."""
+    return [read_version(found) for found in client.search_model_versions(f"tags.`{FINGERPRINT}` = '{fingerprint}'")]
+
+
+def _what_there_is(name: str, client: MlflowClient) -> str:
+    """For a name, an alias or a version that does not exist."""
+    aliases = {model.name: model.aliases for model in client.search_registered_models(max_results=1000)}
+    if name in aliases:
+        versions = sorted(int(found.version) for found in client.search_model_versions(f"name = '{name}'"))
+        known = ", ".join(f"@{alias} ({number})" for alias, number in sorted(aliases[name].items())) or "none"
+        return f"{name} has versions {', '.join(map(str, versions[-8:])) or 'none'}, aliases {known}"
+    near = difflib.get_close_matches(name, aliases)
+    return f"no model '{name}'; " + (f"did you mean {', '.join(near)}?" if near else "pastry vector list shows what there is")

@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pastry.config import Tracking
 from pastry.errors import PastryError
+from pastry.registry.client import artifact_place, connect
 from pastry.registry.delivery import Delivery, RunTagPair
 from pastry.registry.lines import JsonLines
 from pastry.registry.outbox import FOLDER, Outbox
 from pastry.vectors.files import read_json, write_json
 
 T = TypeVar("T")
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # seven would block for minutes; waiting is the outbox's
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # into the progress bar, by a thread
-}
-"""Of this process, where the user has not set it."""
 START_SECONDS = 10.0
 """How long a server may take to answer at the first start."""
 END_SECONDS = 10.0
@@ -55,13 +49,9 @@ class Tracker:
 
     def __init__(self, tracking: Tracking, storage: Path, name: str, tags: dict[str, str], say: Callable[[str], None] = print):
         self.uri, self.say = tracking_uri(tracking, storage), say
-        for key, value in ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
-        self.client = MlflowClient(tracking_uri=self.uri)
-        # Local artifacts stay beside the database, wherever the process was started.
-        artifacts = (storage.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        self.client = connect(self.uri)
         folder = storage / name / FOLDER
-        self.delivery = Delivery(self.client, tracking.experiment, artifacts, folder)
+        self.delivery = Delivery(self.client, tracking.experiment, artifact_place(self.uri), folder)
         if not folder.exists():
             self._first_contact()
         self.outbox = Outbox(folder, self.delivery, say)
@@ -176,6 +166,14 @@ class StageRun:
         columns = list(rows[0])
         data = [[row[column] for column in columns] for row in rows]
         self.tracker.put("table", self.run, place=f"completions/step-{step:06}.json", columns=columns, data=data)
+
+    def trials(self, rows: list[dict[str, Any]]) -> None:
+        """Runs inside this one, all in one record.
+
+        Of each "id" (unique in it), "name", "parameters", "metrics", "status", "seconds". What is there already with the same
+        id and status is left alone.
+        """
+        self.tracker.put("trials", self.run, trials=rows)
 
     def keep(self, document: Path, place: str | None = None) -> None:
         """Store a small file with the run, in the folder `place`."""
