@@ -1,109 +1,206 @@
-"""The search stage: a Ray Tune sweep over the source of the skill and λ, in memory.
+"""The search stage: which skill, and which λ? A Ray Tune sweep in memory, then the winner on questions it never saw.
 
-Each Tune worker loads the target and all vectors once; a trial changes λ in place, always from θ_target, and asks the
-target's validation questions. No checkpoint is written.
+Each Tune worker loads the target and all vectors once; a trial changes λ in place, always from θ_target. No checkpoint is
+written.
 """
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from ray import tune
-
-from pastry.config import GenerationSettings
 from pastry.domains import load_domain
-from pastry.engine.transformers_engine import TransformersEngine
-from pastry.evaluation.score import score
+from pastry.domains.base import Domain
+from pastry.domains.retention import retention_questions
+from pastry.errors import PastryError
+from pastry.evaluation.measure import Bench, Items, Measurement, measure_split, proportion
+from pastry.evaluation.objective import best, pareto
+from pastry.evaluation.statistics import independent_difference
+from pastry.pipeline.space import LINEAR, Point, Space, as_lambda, attached, lambda_words, plain, source_label
 from pastry.pipeline.stage import Context
-from pastry.pipeline.vectors import skill_directory
-from pastry.vectors.files import write_json
+from pastry.vectors.files import read_json, write_json
+from pastry_tune.sweep import reason, run_trials
+from pastry_tune.trial import Sweep, identity
+from pastry_tune.vectors import gather, keep_winner
 
-
-class LambdaTrial(tune.Trainable):
-    """One (source, λ): a single step that scores the target's validation split."""
-
-    def setup(self, config: dict, *, target, skills, domain, world_seed, subject, generation: GenerationSettings, threads):
-        torch.set_num_threads(threads)
-        self.engine = TransformersEngine(target, skills)
-        self.domain = load_domain(subject, domain, world_seed)
-        self.questions = self.domain.questions(1, "validation")
-        self.generation = generation
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict) -> bool:
-        # Tune hands the next trial to the same process (reuse_actors): the weights in memory stay.
-        self.point = new_config
-        return True
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict:
-        return {}  # a trial is one step: there is nothing between its start and its result
-
-    def load_checkpoint(self, checkpoint: dict) -> None:
-        pass
-
-    def step(self) -> dict[str, Any]:
-        self.engine.attach({self.point["source"]: self.point["lambda"]})
-        name = f"{self.point['source']}:{self.point['lambda']}"
-        found = score(name, self.engine, self.domain, self.questions, self.generation)
-        return {**found.model_dump(exclude={"correct", "modes", "by_facts", "name"}), "done": True}
-
-
-class _Progress(tune.Callback):
-    def __init__(self, run, trials: int):
-        self.run, self.trials, self.finished = run, trials, 0
-
-    def __getstate__(self) -> dict:
-        return {}  # Tune pickles its callbacks for Tuner.restore; the connection to MLflow stays here
-
-    def on_trial_complete(self, iteration, trials, trial, **info):
-        self.finished += 1
-        self.run.log({"step": self.finished, "steps": self.trials, "accuracy": trial.last_result["accuracy"]})
+CURVE = ("n", "accuracy", "low", "high", "well_formed")
+MEASURED = (*CURVE, "perplexity", "retention", "objective", "complete", "seconds")
+RECORDED_SECONDS = 15.0
+"""How often trials that have ended go to MLflow while others run."""
 
 
 def search(context: Context) -> dict[str, Any]:
-    """Score every (source, λ) on the validation split; best: the highest accuracy, ties to the λ nearest the paper's 1."""
+    """Writes `search.json` and `winner/`, the skill vector that every later stage takes.
+
+    Raises PastryError where no trial succeeded; what was measured before is kept for the next attempt.
+    """
     settings, resources = context.settings, context.config.resources
-    skills = {
-        role.removeprefix("skill:"): str(skill_directory(path))
-        for role, path in context.inputs.items()
-        if role.startswith("skill:")
-    }
-    wanted = settings["search"]
-    lambdas = sorted({0.0, *wanted.lambdas})  # λ = 0 is the target itself: the level to beat
-    space = {"source": tune.grid_search(list(skills)), "lambda": tune.grid_search(lambdas)}
-    trainable = tune.with_parameters(
-        LambdaTrial,
-        target=str(context.model("target")),
-        skills=skills,
-        threads=resources.cpus_per_worker,
-        **{key: settings[key] for key in ("domain", "world_seed", "subject", "generation")},
-    )
-    trial_resources = {"cpu": resources.cpus_per_worker, "gpu": int(resources.use_gpu)}
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, trial_resources),
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric="accuracy",
-            mode="max",
-            reuse_actors=True,
-            max_concurrent_trials=settings["concurrency"],
-        ),
-        run_config=tune.RunConfig(
-            name="ray_tune",
-            storage_path=str(context.out),
-            verbose=0,
-            callbacks=[_Progress(context.run, len(skills) * len(lambdas))],
-            failure_config=tune.FailureConfig(fail_fast=True),
-        ),
-    )
-    results = tuner.fit()
+    vectors, found = gather(context)
+    space, domain = Space(tuple(found), settings["search"]), load_domain(*_domain(settings))
+    bench = Bench(context.model("target"), vectors, settings, resources.cpus_per_worker)
+    items = _items(domain, settings)
+    space.check()
+    known, workers = context.work / "known", settings["concurrency"]
+    known.mkdir(exist_ok=True)
+    sweep = Sweep(bench, space, items, space.subsets(len(items.questions)), settings["search"].penalties, known)
+
+    log = TrialLog(context, space)
+    results = run_trials(space, sweep, settings["seed"], resources, workers, context.work, log.ended)
     for result in results:
-        if result.error:
-            raise result.error
-    keys = ("n", "accuracy", "low", "high", "well_formed")
-    points = [result.config | {key: result.metrics[key] for key in keys} for result in results]
-    points.sort(key=lambda point: (point["source"], point["lambda"]))
-    best = max((p for p in points if p["lambda"]), key=lambda p: (p["accuracy"], -abs(p["lambda"] - 1)))
-    write_json(context.out / "search.json", {"points": points, "best": best})
-    return {"lambda_best": best["lambda"], "source": best["source"], "validation_accuracy": best["accuracy"]}
+        log.add(result.config, None if result.error else result.metrics, reason(result.error) if result.error else None)
+    log.record()
+    log.in_order([result.config for result in results])
+    trials, failed = log.trials, log.failed
+    if not any(trial["complete"] for trial in trials):
+        raise PastryError(
+            f"search: {_every(failed)}; target, vectors and what was measured are kept: the same command tries again"
+        )
+    if failed:
+        context.say(f"{len(failed)} of {len(trials) + len(failed)} trials failed; first: {_failure(failed[0])}")
+
+    reference = Measurement(**read_json(sweep.reference))
+    for trial, on_front in zip(trials, pareto(trials), strict=True):
+        trial["pareto"] = on_front
+    winner = best(trials)
+    point = log.points[winner["id"]]
+    chosen = space.named[point["source"]]
+    fingerprint = keep_winner(vectors, chosen, point, context.out / "winner")
+    fresh = Items(domain.questions(1, "test"))
+    asked = measure_split(bench, (attached(point, chosen), fresh), resources, workers).correct
+    validation = Measurement(**read_json(sweep.file(point))["found"]).correct
+    confirmation = _confirmation(validation, asked)
+    document = {
+        "method": space.method,
+        "seed": settings["seed"],
+        "subsets": sweep.subsets,
+        "reference": reference.document(),
+        "trials": trials,
+        "failed": failed,
+        "points": _curves(space, trials, reference),
+        "best": {key: winner[key] for key in ("id", "source", "method", "of", "round", "lambda", "objective")}
+        | {key: winner[key] for key in ("accuracy", "n", "low", "high")}
+        | {"fingerprint": fingerprint},
+        "confirmation": confirmation,
+    }
+    write_json(context.out / "search.json", document)
+    return {
+        "lambda_best": plain(as_lambda(winner["lambda"])),
+        "source": winner["source"],
+        "validation_accuracy": winner["accuracy"],
+        "fresh_accuracy": confirmation["fresh"]["accuracy"],
+        "overfit": confirmation["overfit"],
+        "fingerprint": fingerprint,
+        "trials": len(trials),
+        "failed_trials": len(failed),
+    }
+
+
+class TrialLog:
+    """Trials as they end: on the screen, in MLflow, and as rows of search.json."""
+
+    def __init__(self, context: Context, space: Space):
+        self.context, self.space = context, space
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.points: dict[str, Point] = {}
+        self.waiting: list[dict[str, Any]] = []
+        """Rows that MLflow has not got yet."""
+        self.recorded, self.count = time.monotonic(), len(context.run.points)
+
+    def ended(self, config: dict, metrics: dict | None) -> None:
+        """A trial has ended while others may still run; why one failed Tune tells at the end."""
+        self.count += 1
+        self.add(config, metrics, None)
+        numbers = {key: metrics[key] for key in ("accuracy", "objective")} if metrics else {}
+        self.context.run.log({"step": self.count, "steps": max(self.count, self.space.trials)} | numbers)
+        if time.monotonic() - self.recorded > RECORDED_SECONDS:
+            self.record()
+
+    def add(self, config: dict, metrics: dict | None, error: str | None) -> None:
+        """Note a trial. A point that Optuna draws again is the same trial, which may have got further."""
+        point = self.space.point(config)
+        chosen, name = self.space.named[point["source"]], identity(point)
+        row = {"id": name, "source": source_label(point), "method": chosen.method, "of": list(chosen.of)}
+        row |= {"round": chosen.round, "lambda": point["lambda"]}
+        row |= {key: metrics[key] for key in MEASURED} if metrics else {"error": error}
+        known = self.rows.get(name)
+        if known is None or "error" in known or known["n"] < row.get("n", 0):
+            self.rows[name], self.points[name] = row, point
+            self.waiting.append(row)
+
+    def record(self) -> None:
+        """Send MLflow what it has not got."""
+        self.context.run.trials([_run(row) for row in self.waiting])
+        self.recorded, self.waiting = time.monotonic(), []
+
+    def in_order(self, configs: list[dict]) -> None:
+        """Sort the rows as the trials began: they end as it happens."""
+        names = dict.fromkeys(identity(self.space.point(config)) for config in configs)
+        self.rows = {name: self.rows[name] for name in names}
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows.values() if "error" not in row]
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows.values() if "error" in row]
+
+
+def _domain(settings: dict[str, Any]) -> tuple[Any, ...]:
+    return settings["subject"], settings["domain"], settings["world_seed"]
+
+
+def _items(domain: Domain, settings: dict[str, Any]) -> Items:
+    """What every trial is measured on, in random order: subsets are the first so many."""
+    wanted, rng = settings["search"], random.Random(f"search-{settings['seed']}")
+    retention = retention_questions(settings["domain"], settings["world_seed"], wanted.retention_file)
+    limits = (None, wanted.retention_questions, wanted.perplexity_documents)
+    kinds = (domain.questions(1, "validation"), retention, domain.documents(1))
+    return Items(*(rng.sample(kind, len(kind))[:limit] for kind, limit in zip(kinds, limits, strict=True)))
+
+
+def _confirmation(validation: Sequence[bool], fresh: Sequence[bool]) -> dict[str, Any]:
+    mean, low, high = independent_difference(fresh, validation)
+    return {
+        "validation": proportion(validation),
+        "fresh": proportion(fresh),
+        "difference": {"mean": mean, "low": low, "high": high},
+        "overfit": high < 0,
+    }
+
+
+def _curves(space: Space, trials: list[dict[str, Any]], reference: Measurement) -> list[dict[str, Any]]:
+    """λ curves: complete trials with one λ, and λ = 0 for every source. The weights of linear trials make no curve."""
+    level = {key: reference.document()[key] for key in CURVE}
+    points = [{"source": each.name, "lambda": 0.0} | level for each in space.candidates if each.method != LINEAR]
+    for trial in trials:
+        if trial["complete"] and trial["method"] != LINEAR and not isinstance(trial["lambda"], dict):
+            points.append({key: trial[key] for key in ("source", "lambda", *CURVE)})
+    return sorted(points, key=lambda point: (point["source"], point["lambda"]))
+
+
+def _run(row: dict[str, Any]) -> dict[str, Any]:
+    """A trial as MLflow has it."""
+    lam = row["lambda"]
+    lambdas = {f"lambda.{group}": each for group, each in lam.items()} if isinstance(lam, dict) else {"lambda": lam}
+    metrics = {key: row[key] for key in ("objective", "accuracy", "perplexity", "n", "seconds") if row.get(key) is not None}
+    if row.get("retention"):
+        metrics["retention"] = row["retention"]["accuracy"]
+    return {
+        "id": row["id"],
+        "name": f"{row['source']} {lambda_words(lam)}",
+        "parameters": {"source": row["source"], "method": row["method"], **lambdas},
+        "metrics": metrics,
+        "status": "FAILED" if "error" in row else "FINISHED",
+        "seconds": row.get("seconds", 0.0),
+    }
+
+
+def _every(failed: list[dict[str, Any]]) -> str:
+    return f"every trial failed ({len(failed)}); first: {_failure(failed[0])}"
+
+
+def _failure(row: dict[str, Any]) -> str:
+    return f"{row['source']} at λ = {lambda_words(row['lambda'])}: {row['error']}"

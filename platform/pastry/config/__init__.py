@@ -2,7 +2,9 @@
 
 from pastry.config.domains import DomainSettings, FilesSettings, LabSettings
 from pastry.config.load import load_config
+from pastry.config.matrix import MatrixSettings
 from pastry.config.run import CheckpointSettings, GenerationSettings, PastConfig, ResourceSettings, Tracking
+from pastry.config.search import AblationSettings, LambdaRange, Penalties, SearchSettings
 from pastry.config.strict import Strict, explain
 from pastry.config.training import (
     LoRASettings,
@@ -16,19 +18,24 @@ from pastry.config.training import (
 )
 
 __all__ = [
+    "AblationSettings",
     "CheckpointSettings",
     "DomainSettings",
     "FilesSettings",
     "GenerationSettings",
     "LabSettings",
+    "LambdaRange",
     "LoRASettings",
+    "MatrixSettings",
     "MidtrainSettings",
     "ModelShape",
     "PastConfig",
+    "Penalties",
     "PretrainSettings",
     "RLSettings",
     "ResourceSettings",
     "SFTSettings",
+    "SearchSettings",
     "Strict",
     "TextSettings",
     "Tracking",

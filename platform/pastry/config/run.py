@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pastry.config.domains import DomainSettings
+from pastry.config.matrix import MatrixSettings
+from pastry.config.search import AblationSettings, SearchSettings
 from pastry.config.strict import Strict
 from pastry.config.training import MidtrainSettings, PretrainSettings, RLSettings, SFTSettings
-
-
-class SearchSettings(Strict):
-    lambdas: list[float] = Field(min_length=1, default=[0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
-    concurrency: int | Literal["auto"] = "auto"
-    """Tune trials at a time; auto: one a worker."""
-
-    @field_validator("lambdas")
-    @classmethod
-    def _finite(cls, lambdas: list[float]) -> list[float]:
-        for value in lambdas:
-            if not math.isfinite(value):
-                raise ValueError(f"λ must be a finite number, found {value}")
-        return sorted(set(lambdas))
 
 
 class GenerationSettings(Strict):
@@ -86,6 +73,10 @@ class PastConfig(Strict):
     sft: SFTSettings
     rl: RLSettings
     search: SearchSettings = SearchSettings()
+    ablation: AblationSettings | None = None
+    """null: none."""
+    matrix: MatrixSettings | None = None
+    """Every source into further targets, and what predicts it before RL; null: not asked."""
     compare: list[Comparison] = ["prompted", "control_random"]
     """Rows of the result table beside base, target_sft, past@1 and past@best; the default ones need no training."""
     control_sft_steps: int = Field(100, gt=0)
@@ -107,6 +98,7 @@ class PastConfig(Strict):
             raise ValueError(f"rounds = {self.rounds} but the domain has parts = {self.domain.parts}: each round needs its own")
         if "past_1_round" in self.compare and self.rounds == 1:
             raise ValueError("compare: past_1_round needs rounds of at least 2")
-        if self.pretrain and self.pretrain.gate.probe in [*self.sources, self.target]:
-            raise ValueError(f"pretrain.gate.probe '{self.pretrain.gate.probe}' must be neither source nor target")
+        named = [*self.sources, self.target, *(self.matrix.targets if self.matrix else [])]
+        if self.pretrain and self.pretrain.gate.probe in named:
+            raise ValueError(f"pretrain.gate.probe '{self.pretrain.gate.probe}' must be neither source nor target (of matrix)")
         return self

@@ -13,7 +13,7 @@ def explain(error: ValidationError) -> str:
     """A pydantic error as one readable message: key, what is wrong, what was found."""
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"] if part not in ("lab", "files")) or "settings"
+        key = ".".join(str(part) for part in problem["loc"] if part not in ("lab", "files", "list", "range")) or "settings"
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'")
         elif problem["type"] == "missing":

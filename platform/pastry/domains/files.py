@@ -26,7 +26,7 @@ class FilesDomain(Domain):
             raise PastryError(f"domain.subjects has no '{name}': it has {', '.join(settings.subjects) or 'none'}")
         self.name, self.parts, self.settings = name, settings.parts, settings
         files = settings.subjects[name]
-        rows = _read(files.documents, ("id", "text"))
+        rows = read_rows(files.documents, ("id", "text"))
         documents = {row["id"]: row["text"] for row in rows}
         if len(documents) < len(rows):
             raise PastryError(f"{files.documents}: document ids repeat")
@@ -46,7 +46,7 @@ class FilesDomain(Domain):
 
     def _about_documents(self, path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
         """A file's rows, each of which names its document."""
-        rows = _read(path, ("document", *keys))
+        rows = read_rows(path, ("document", *keys))
         for line, row in enumerate(rows, 1):
             if row["document"] not in self._documents:
                 known = self.settings.subjects[self.name].documents
@@ -110,7 +110,7 @@ class FilesCorpus(Corpus):
         self.kinds = tuple(settings.corpora)
 
     def texts_of(self, kind: str, rng: random.Random) -> list[Text]:
-        return [Text.plain(row["text"]) for row in _read(self.files[kind], ("text",))]
+        return [Text.plain(row["text"]) for row in read_rows(self.files[kind], ("text",))]
 
 
 def _normalised(text: str) -> str:
@@ -118,7 +118,8 @@ def _normalised(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
-def _read(path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
+def read_rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a JSON-lines file, each with these keys as text. Raises PastryError, naming the line, for what is not so."""
     try:
         with open(path, encoding="utf-8") as file:  # not str.splitlines: it also cuts at separators that JSON allows in text
             lines = list(file)

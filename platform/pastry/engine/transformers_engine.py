@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pastry.errors import PastryError
@@ -128,13 +130,21 @@ class TransformersEngine:
                 completions.append(Completion(text, finished, prompt_tokens, len(tokens)))
         return completions
 
-    @torch.inference_mode()
     def perplexity(self, texts: Sequence[str]) -> float:
         """exp of the mean negative log-likelihood per token (the first token of each text is given)."""
-        total, tokens = 0.0, 0
-        for text in texts:
-            ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"].to(self.device)
-            loss = self.model(input_ids=ids, labels=ids).loss
-            total += float(loss) * (ids.shape[1] - 1)
-            tokens += ids.shape[1] - 1
+        total, tokens = map(sum, zip(*self.losses(texts), strict=True))
         return math.exp(total / tokens)
+
+    @torch.inference_mode()
+    def losses(self, texts: Sequence[str], batch: int = 32) -> list[tuple[float, int]]:
+        """Of each text its summed negative log-likelihood and the number of its tokens, without the first, which is given."""
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        found = []
+        for start in range(0, len(ids), batch):
+            rows = [torch.tensor(row, device=self.device) for row in ids[start : start + batch]]
+            # Padded on the right, where causality hides it; a label of −100 counts as nothing.
+            inputs, labels = (pad_sequence(rows, batch_first=True, padding_value=value) for value in (0, -100))
+            logits = self.model(input_ids=inputs).logits[:, :-1].float()
+            each = cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").sum(dim=1)
+            found += [(float(loss), len(row) - 1) for loss, row in zip(each, rows, strict=True)]
+        return found

@@ -12,23 +12,23 @@ from pastry.config import GenerationSettings
 from pastry.domains import load_domain
 from pastry.engine.transformers_engine import TransformersEngine
 from pastry.evaluation.score import Score, score
+from pastry.pipeline.space import lambda_document
 from pastry.pipeline.stage import Context
-from pastry.pipeline.vectors import skill_directory
+from pastry.pipeline.vectors import skill_directory, winner
 from pastry.pipeline.workers import remote
-from pastry.vectors.files import read_json, write_json
+from pastry.vectors.files import write_json
 from pastry.vectors.geometry.updates import CheckpointUpdate, SkillUpdate, cosine, cosine_table
+from pastry.vectors.modules import Lambda
 from pastry.vectors.random_vector import random_like
 
 
 def evaluate(context: Context) -> dict[str, Any]:
     """Writes `evaluation.json`: the rows (`Score`), document perplexities, cosines."""
     settings, compare = context.settings, context.settings["compare"]
-    best = read_json(context.inputs["search"] / "search.json")["best"]
-    skill = skill_directory(context.inputs[f"skill:{best['source']}"])
-    lam = best["lambda"]
+    skill, lam = winner(context.inputs["search"])
 
     # What is asked of the target with which vectors attached: row → ({vector: λ}, prompted).
-    rows: dict[str, tuple[dict[str, float], bool]] = {
+    rows: dict[str, tuple[dict[str, Lambda], bool]] = {
         "target_sft": ({}, False),
         "past@1": ({"skill": 1.0}, False),
         "past@best": ({"skill": lam}, False),
@@ -72,7 +72,7 @@ def evaluate(context: Context) -> dict[str, Any]:
     }
     document = {
         "rows": [row.model_dump() for row in scores.values()],
-        "lambda": {row: next(iter(attached.values()), None) for row, (attached, _) in rows.items()},
+        "lambda": {row: next(map(lambda_document, attached.values()), None) for row, (attached, _) in rows.items()},
         "perplexity": perplexity,
         "cosines": {name: cosine(updates[a], updates[b]) for name, (a, b) in pairs.items()},
         "cosine_tables": {name: cosine_table(updates[a], updates[b]) for name, (a, b) in pairs.items()},
@@ -85,7 +85,7 @@ def _ask(
     settings: dict[str, Any],
     model: Path,
     vectors: dict[str, Path],
-    rows: dict[str, tuple[dict[str, float], bool]],
+    rows: dict[str, tuple[dict[str, Lambda], bool]],
     perplexity_of: list[str] = (),
 ) -> tuple[list[Score], dict[str, float]]:
     """In a Ray task: one model in memory, its vectors attached in turn."""

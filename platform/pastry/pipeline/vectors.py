@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from pastry.domains import load_domain
+from pastry.pipeline.space import as_lambda, plain
 from pastry.pipeline.stage import MARKER, Context
 from pastry.vectors import extract as extracting
 from pastry.vectors import inject as injecting
 from pastry.vectors.files import read_json
+from pastry.vectors.modules import Lambda
 
 
 def skill_directory(stage: Path) -> Path:
     """The skill vector that an extract stage wrote."""
     return stage / "skill"
+
+
+def winner(search: Path) -> tuple[Path, Lambda]:
+    """The skill vector that a search stage chose, which may be a combination, and its λ."""
+    return search / "winner", as_lambda(read_json(search / "search.json")["best"]["lambda"])
 
 
 def extract(context: Context) -> dict[str, Any]:
@@ -37,16 +44,17 @@ def extract(context: Context) -> dict[str, Any]:
 
 
 def inject(context: Context) -> dict[str, Any]:
-    """target + λ·v, written out as an ordinary checkpoint. λ is given, or the search's best with its source."""
-    lam, role = context.settings["lambda"], "skill"
+    """target + λ·v, written out as an ordinary checkpoint. λ is given, or the search's best with its vector."""
+    lam = context.settings["lambda"]
     if lam == "search":
-        found = read_json(context.inputs["search"] / "search.json")["best"]
-        lam, role = found["lambda"], f"skill:{found['source']}"
-    report = injecting.inject(context.model("target"), [(skill_directory(context.inputs[role]), lam)], context.out / "model")
+        skill, lam = winner(context.inputs["search"])
+    else:
+        skill = skill_directory(context.inputs["skill"])
+    report = injecting.inject(context.model("target"), [(skill, lam)], context.out / "model")
     context.run.keep(context.out / "model" / injecting.REPORT_FILE)  # the ratio and the error of every tensor
     return {
         "fingerprint": report.fingerprint,
-        "lambda": lam,
+        "lambda": plain(lam),
         "realised_ratio": report.realised_ratio,
         "relative_error": report.relative_error,
         "rounding": report.rounding,
