@@ -6,15 +6,21 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pastry.evaluation.score import Score
 from pastry.evaluation.statistics import paired_difference
 from pastry.pipeline.stage import MARKER, TRAINING, Context
-from pastry.report.data import Difference, LambdaPoint, LineageNode, ReportData, Row
+from pastry.registry.catalogue import Catalogue
+from pastry.report.data import Deployment, LineageNode, ReportData, Row
+from pastry.report.formatting import lam
+from pastry.report.measured import Difference
 from pastry.report.page import render
 from pastry.report.plots import figures
 from pastry.vectors.files import read_json, write_json
+from pastry.vectors.inject import REPORT_FILE, InjectReport
+from pastry.vectors.lora.factored import open_skill
 
 PACKAGES = ("pastry", "ray", "torch", "transformers", "trl", "deepspeed", "mlflow", "datasets")
 MEANINGS = {
@@ -40,26 +46,17 @@ def report(context: Context) -> dict[str, Any]:
     """Writes `report.html`, `result.json` and, for MLflow, the plots as PNG."""
     data = collect(context)
     (context.out / "report.html").write_text(render(data))
-    keep = {
-        "search",
-        "cosines",
-        "gate",
-        "perplexity",
-        "realised_ratio",
-        "lambda_best",
-        "seconds",
-        "versions",
-        "seed",
-        "registered",
-    }
-    result = data.model_dump(include=keep | {"name", "created", "machine", "sources", "target", "rounds", "rows", "skill"})
+    left_out = {"domain", "cosine_tables", "curves", "injected", "stored", "lineage"}  # other files have them
+    result = data.model_dump(exclude=left_out)
+    result |= {"lambda_best": data.lambda_best, "skill": data.skill, "realised_ratio": data.injected.realised_ratio}
     write_json(context.out / "result.json", result)
     for name, figure in figures(data).items():
         picture = context.work / f"{name}.png"
-        figure.savefig(picture)
+        figure.savefig(picture, dpi=150)
         context.run.keep(picture, "plots")
-    gain = next(row.gain for row in data.rows if row.name == "past@best")
-    return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "lambda_best": data.lambda_best}
+    gain = data.best.gain
+    chosen = data.lambda_best if isinstance(data.lambda_best, float) else lam(data.lambda_best)
+    return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "lambda_best": chosen}
 
 
 def collect(context: Context) -> ReportData:
@@ -68,29 +65,34 @@ def collect(context: Context) -> ReportData:
     markers = {name: read_json(path / MARKER) for name, path in stages.items()}
     config = context.config
     evaluation = read_json(stages["evaluate"] / "evaluation.json")
-    search = read_json(stages["search"] / "search.json")
+    injected = InjectReport.model_validate(read_json(stages["inject"] / "model" / REPORT_FILE))
     curves = {name: read_json(path / "curves.json")["points"] for name, path in stages.items()}
     gate = markers["gate"]["metrics"] if "gate" in markers else None
+    registered = read_json(context.inputs["registered"] / "registered.json")
+    catalogue = Catalogue(context.run.tracker.uri)
+    skill, target = catalogue.show(registered["skill"]), catalogue.show(registered["target"])
     return ReportData(
         name=config.name,
         seed=config.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=_machine(),
         versions={package: version(package) for package in PACKAGES},
+        domain=config.domain,
         sources=config.sources,
         target=config.target,
         rounds=config.rounds,
         rows=_rows(evaluation),
-        lambda_best=search["best"]["lambda"],
-        skill=search["best"]["source"],
-        search=[LambdaPoint(**{key.replace("lambda", "lambda_"): value for key, value in p.items()}) for p in search["points"]],
+        search=read_json(stages["search"] / "search.json"),
+        ablation=read_json(stages["ablation"] / "ablation.json") if "ablation" in stages else None,
+        matrix=read_json(stages["matrix"] / "matrix.json") if "matrix" in stages else None,
         cosines=evaluation["cosines"],
         cosine_tables={COSINE_TITLES[name]: table for name, table in evaluation["cosine_tables"].items()},
         curves={name: curves[name] for name, marker in markers.items() if marker["kind"] in TRAINING},
         seconds={name: marker["seconds"] for name, marker in markers.items()},
         gate={key: gate[key] for key in ("gate_passed", "gate_tries", "gate_wanted")} if gate else None,
         perplexity=evaluation["perplexity"],
-        realised_ratio=markers["inject"]["metrics"]["realised_ratio"],
+        injected=injected,
+        stored=open_skill(Path(injected.skills[0].path)).manifest.model_dump(),
         lineage=[
             LineageNode(
                 stage=name,
@@ -102,7 +104,13 @@ def collect(context: Context) -> ReportData:
             )
             for name, marker in markers.items()
         ],
-        registered=read_json(context.inputs["registered"] / "registered.json"),
+        registered=registered,
+        aliases=skill.aliases,
+        deployments=[
+            Deployment(where=place["endpoint"], since=place["since"])
+            for place in skill.served
+            if place["endpoint"] in {other["endpoint"] for other in target.served}
+        ],
     )
 
 
@@ -114,8 +122,8 @@ def _rows(evaluation: dict) -> list[Row]:
         if name in scores:
             mean, low, high = paired_difference(scores[name].correct, reference)
             gain = None if name == "target_sft" else Difference(mean=mean, low=low, high=high)
-            lam = evaluation["lambda"].get(name)
-            rows.append(Row(**scores[name].model_dump(), meaning=MEANINGS[name], lambda_=lam, gain=gain))
+            used = evaluation["lambda"].get(name)
+            rows.append(Row(**scores[name].model_dump(), meaning=MEANINGS[name], lambda_=used, gain=gain))
     return rows
 
 

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from pastry.config import DomainSettings
 from pastry.evaluation.score import Score
-
-
-class Difference(BaseModel):
-    """A paired difference of accuracies over the same questions, with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
+from pastry.report.measured import Ablation, Difference, Lambda, Matrix, Search
+from pastry.vectors.inject import InjectReport
 
 
 class Row(Score):
@@ -20,21 +15,10 @@ class Row(Score):
 
     meaning: str
     """The row in a few plain words."""
-    lambda_: float | None = None
+    lambda_: Lambda | None = None
     """λ of the injected vector, if one was injected."""
     gain: Difference | None = None
     """Against target_sft, paired."""
-
-
-class LambdaPoint(BaseModel):
-    """One trial of the search: validation accuracy of a source's vector at λ, with its 95 % interval."""
-
-    source: str
-    lambda_: float
-    n: int
-    accuracy: float
-    low: float
-    high: float
 
 
 class LineageNode(BaseModel):
@@ -51,6 +35,24 @@ class LineageNode(BaseModel):
     seconds: float
 
 
+class Deployment(BaseModel):
+    """A server that can answer with the recipe."""
+
+    where: str
+    """Its address."""
+    since: str
+    """Date and time, ISO 8601, UTC."""
+
+
+class Stored(BaseModel):
+    """How the injected skill vector is stored."""
+
+    computed_dtype: str
+    stored_dtype: str
+    source_dtypes: list[str]
+    """Of the checkpoints that it was taken from."""
+
+
 class ReportData(BaseModel):
     """Everything on the page."""
 
@@ -60,15 +62,15 @@ class ReportData(BaseModel):
     """Date and time, ISO 8601, UTC."""
     machine: str
     versions: dict[str, str]
+    domain: DomainSettings
     sources: list[str]
     target: str
     rounds: int
     rows: list[Row]
     """Named as in DESIGN: base, target_sft, past@1, past@best, …"""
-    lambda_best: float
-    skill: str
-    """The winning source."""
-    search: list[LambdaPoint]
+    search: Search
+    ablation: Ablation | None = None
+    matrix: Matrix | None = None
     cosines: dict[str, float | None]
     """sft_source_rl, sft_target_rl, sft_sft: over all weights."""
     cosine_tables: dict[str, dict[str, dict[str, float | None]]]
@@ -81,8 +83,27 @@ class ReportData(BaseModel):
     """gate_passed, gate_tries (list of {prompted, pretraining}), gate_wanted; None without pre-training."""
     perplexity: dict[str, float]
     """Of the target's documents: before ("target_sft") and after injection ("past@best")."""
-    realised_ratio: float | None
-    """Of the materialised model at λ best."""
+    injected: InjectReport
+    """How the model at λ best was written out, and what of λ·v arrived in it."""
+    stored: Stored | None = None
     lineage: list[LineageNode]
     registered: dict[str, str]
     """What the registry holds now: "skill" and "recipe" → models:/ URI."""
+    aliases: list[str] = []
+    """Of the registered skill, when the report was made."""
+    deployments: list[Deployment] = []
+    """Where both the skill and the target were in memory then."""
+
+    @property
+    def best(self) -> Row:
+        """The row that the claimed gain is of."""
+        return next(row for row in self.rows if row.name == "past@best")
+
+    @property
+    def skill(self) -> str:
+        """The winning source."""
+        return self.search.best.source
+
+    @property
+    def lambda_best(self) -> Lambda:
+        return self.search.best.lambda_

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.colors import Colormap, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 
-from pastry.report.plots import GRID, INK, MUTED, PALETTE, STRONGEST, STYLE
+from pastry.report.style import GRID, INK, MUTED, PALETTE, STRONGEST, STYLE
 from pastry.vectors.geometry.inspection import Extent
 from pastry.vectors.geometry.updates import BAND, ByModule, Comparison
 from pastry.vectors.modules import OUTSIDE_LAYERS
