@@ -1,6 +1,10 @@
 # Everything runs in .venv, which the first target that needs it makes.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# Two files of tests at a time, in their order: many of them wait for processes to start.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# key=value …: changes to jobs/quickstart.yaml for cluster-quickstart.
+SETTINGS ?=
 
 .PHONY: install quickstart cluster cluster-quickstart cluster-down test test-all lint clean
 
@@ -24,13 +28,13 @@ cluster-down: ## ends it, and no other Ray
 # Ends the cluster whether the run succeeds or not, and ends with the run's exit code.
 cluster-quickstart: cluster ## the quickstart as a Ray job on that cluster
 	@trap '$(BIN)/python jobs/local_cluster.py down' EXIT INT TERM; . .cluster/env && \
-		$(BIN)/ray job submit --working-dir . -- python jobs/past.py --config jobs/quickstart.yaml
+		$(BIN)/ray job submit --working-dir . -- python jobs/past.py --config jobs/quickstart.yaml $(SETTINGS)
 
 test: install ## the unit tests, some minutes at most
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install ## those that start Ray, train and serve as well
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""Runs as Ray jobs on a real cluster of two nodes with token authentication: `pastry submit` and `ray job submit`."""
+"""Runs as Ray jobs on a real cluster of two nodes with token authentication: `pastry submit` and `ray job submit`.
+
+The run has everything that the quickstart has not: a base from disk, mid-training, two SFT stages, LoRA and ZeRO 2.
+"""
 
 import json
 import os
@@ -6,11 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from pastry.domains import load_domain
 from tests.conftest import ROOT, tiny_settings
+from tests.training.base import make_base
+from tests.training.group import LAB, SEED
 from tests.two_nodes import two_nodes
 
 pytestmark = pytest.mark.slow
@@ -23,12 +30,40 @@ def cluster():
         yield cluster
 
 
+def write_subject(name: str, directory: Path) -> dict[str, str]:
+    """The lab's documents about a subject as one's own files; two questions are asked about each."""
+    lab = load_domain(name, LAB, SEED)
+    rows = {"documents": [], "questions": [], "derived": []}
+    for index, text in enumerate(lab.documents(1)):
+        rows["documents"].append({"id": str(index), "text": text})
+        rows["derived"].append({"document": str(index), "text": f"{text} {text}"})
+        for asked in lab.questions(1)[2 * index : 2 * index + 2]:
+            rows["questions"].append({"document": str(index), "question": asked.prompt, "answer": asked.answer})
+    files = {kind: directory / f"{name}-{kind}.jsonl" for kind in rows}
+    for kind, file in files.items():
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows[kind]))
+    return {kind: str(file) for kind, file in files.items()}
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A working directory: jobs/, and a tiny run on two workers."""
     directory = tmp_path_factory.mktemp("here")
     shutil.copytree(ROOT / "jobs", directory / "jobs")
-    settings = tiny_settings(directory / "runs") | {"resources": {"workers": 2, "cpus_per_worker": 2}}
+    subjects = {name: write_subject(name, directory) for name in ("planet", "company")}
+    settings = tiny_settings(directory / "runs")
+    del settings["pretrain"]
+    full = settings["sft"] | {"parallelism": "zero2"}
+    adapter = full | {"lora": {"rank": 4}}
+    files = {"kind": "files", "subjects": subjects, "prompt": "{question}"}
+    settings |= {
+        "base": str(make_base(directory / "base", LAB, SEED)),
+        "domain": files | {"corpora": {"planets": subjects["planet"]["documents"]}},
+        "midtrain": full | {"mixture": {"planets": 1.0}},
+        "sft": adapter | {"second": adapter},
+        "rl": settings["rl"] | {"parallelism": "zero2", "lora": {"rank": 4}, "rewards": {"lenient": 1.0}},
+        "resources": {"workers": 2, "cpus_per_worker": 2},
+    }
     (directory / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return directory
 
@@ -78,11 +113,11 @@ def test_a_failed_job_ends_the_command_with_its_exit_code(pastry):
 
 
 def test_a_running_job_is_left_running_not_doubled_and_stopped(cluster, pastry, here):
-    long = ["name=long", "pretrain.steps=1000000"]
+    long = ["name=long", "midtrain.steps=1000000"]
     command = [sys.executable, "-m", "pastry.cli", "submit", "tiny.yaml", *long]
     with subprocess.Popen(command, cwd=here, env=cluster.environment, stdout=-1, stderr=-1, text=True) as following:
         for line in following.stdout:
-            if "pretrain" in line:
+            if "midtrain" in line:
                 break
         following.send_signal(signal.SIGINT)
         error = following.communicate(timeout=60)[1]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ from tests.two_nodes import two_nodes
 pytestmark = pytest.mark.slow
 EVERY = 10
 """Steps between checkpoints."""
-STEPS = {"sft": 80, "rl": 50}
+STEPS = {"sft": 200, "rl": 50}
 STAGES = {"sft": "sft/planet/1", "rl": "rl/planet/1"}
 
 
@@ -49,9 +50,9 @@ def settings(storage: Path, base: Path, tracking: str | None = None) -> dict:
 class Driver:
     """`python jobs/rl.py` on a config: SFT, then RL; its output in `log`."""
 
-    def __init__(self, folder: Path, base: Path, environment: dict[str, str], tracking: str | None = None):
+    def __init__(self, folder: Path, base: Path, environment: dict[str, str], tracking: str | None = None, **changes):
         config = folder / "config.yaml"
-        config.write_text(yaml.safe_dump(settings(folder / "runs", base, tracking)))
+        config.write_text(yaml.safe_dump(settings(folder / "runs", base, tracking) | changes))
         self.run = Run(load_config(config))
         self.command = [sys.executable, "jobs/rl.py", "--config", config]
         self.environment, self.log = environment | {"OMP_NUM_THREADS": "1"}, folder / "log"
@@ -64,11 +65,14 @@ class Driver:
     def in_the_middle_of(self, kind: str) -> None:
         """Wait for the stage's second checkpoint: the first is registered by then."""
         checkpoints = self.run.work(STAGES[kind]) / "checkpoints"
+        self.until(lambda: len(list(checkpoints.glob("checkpoint_*"))) >= 2)
+        assert not self.run.done(STAGES[kind])
+
+    def until(self, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 240
-        while len(list(checkpoints.glob("checkpoint_*"))) < 2:
+        while not happened():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-5000:]
             time.sleep(0.05)
-        assert not self.run.done(STAGES[kind])
 
     def wait(self) -> int:
         return self.process.wait(600)
@@ -108,12 +112,33 @@ def test_a_killed_worker_and_a_killed_node_are_replaced(place, tmp_path):
     driver.in_the_middle_of("sft")
     training_workers(cluster.nodes[0])[0].kill()
     driver.in_the_middle_of("rl")
-    cluster.nodes[1].kill()
+    cluster.nodes[-1].kill()
     cluster.add_node(cpus=1)  # as an autoscaler would
     assert driver.wait() == 0, driver.said()[-5000:]
     assert driver.fingerprints() == expected
     losses = driver.losses()
     assert len(losses) == 2 and all(0 <= died - resumed <= EVERY for died, resumed in losses), driver.said()
+
+
+def test_before_a_node_is_taken_away_what_it_did_is_saved(place, tmp_path):
+    cluster, environment, base, expected = place
+    leaving = cluster.nodes[-1]
+    cluster.add_node(cpus=1)
+    # No checkpoint but the one that the notice makes the workers write.
+    environment |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
+    driver = Driver(tmp_path, base, environment, checkpoints={"every": None})
+    work = driver.run.work(STAGES["sft"])
+    driver.until(lambda: (work / "curves.jsonl").exists())
+    notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "60"]
+    command = ["ray", "drain-node", "--address", cluster.gcs, "--node-id", leaving.id, *notice]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    registered = work / "checkpoints" / "checkpoint_manager_snapshot.json"
+    driver.until(lambda: registered.exists() and "checkpoint_" in registered.read_text())
+    leaving.kill()
+    assert driver.wait() == 0, driver.said()[-5000:]
+    assert driver.fingerprints() == expected
+    (resumed,) = re.findall(r"going on after step (\d+)", driver.said())
+    assert 0 < int(resumed) < STEPS["sft"]
 
 
 def test_a_killed_driver_and_a_preempted_one_go_on_when_submitted_again(place, tmp_path):

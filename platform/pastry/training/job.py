@@ -9,7 +9,6 @@ from ray.util.queue import Queue
 
 from pastry.config import DomainSettings, ModelShape, RLSettings, TextSettings
 from pastry.domains import Texts
-from pastry.domains.base import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,4 +57,3 @@ class RLJob(_Job):
     start: str
     domain: str
     part: int = 1
-    split: Split | None = None

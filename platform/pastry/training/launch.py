@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def _trainer(
 
 
 def _loop(job: LanguageModelJob | RLJob) -> None:
+    # TRL would import MLflow, for two seconds; the driver is who logs.
+    os.environ["DISABLE_MLFLOW_INTEGRATION"] = "TRUE"
     # The workers need torch and TRL; the driver would only wait for their import.
     from pastry.training.loops import language_model_loop, rl_loop
 

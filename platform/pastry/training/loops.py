@@ -123,7 +123,7 @@ def rl_loop(job: RLJob) -> None:
             save_every=job.checkpoint_every,
             weights=rewards.weights,
         )
-        asked = in_training_order(domain.questions(job.part, job.split), settings.steps * settings.questions_per_step, job.seed)
+        asked = in_training_order(domain.questions(job.part), settings.steps * settings.questions_per_step, job.seed)
         checkpoints, callbacks = _callbacks(job, tokenizer, keep_start=not settings.lora)
         trainer = trl_adapter.grpo_trainer(
             _load(job.start, settings),

@@ -14,7 +14,6 @@ from pastry.domains.base import Domain, Question
 from pastry.errors import PastryError
 from pastry.training.completion import Completion, Failure
 from pastry.training.environments import Episode, episode_reward, guarded
-from pastry.training.judge import Judge
 from pastry.training.verifier import FINDINGS, Verifier
 
 SHOWN_CHARACTERS = 500
@@ -51,7 +50,7 @@ class Rewards:
         self._scored: tuple[list, list[dict | None]] | None = None
         self._rows: list[_Row] = []
         self.environment: type[Episode] | None = None
-        self._judge: Judge | None = None
+        self._judge = None
         self._scorers = [self._verify]
         self._counted = ["dropped_groups", "verifier_raised", "verifier_timed_out", "verifier_not_finite"]
         terms = {name: getattr(settings, name) for name in FINDINGS} | dict.fromkeys(domain.modes, 0.0)
@@ -65,6 +64,8 @@ class Rewards:
         elif settings.environment:
             raise PastryError(f"rewards.environment: domain '{domain.name}' has no environment with a get_reward; set it to 0")
         if settings.judge:
+            from pastry.training.judge import Judge  # its client is a tenth of what a worker imports
+
             self._judge = Judge(settings.judge, cache)
             self._scorers.append(self._ask_the_judge)
             self._counted.append("judge")
