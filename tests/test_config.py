@@ -81,7 +81,7 @@ def test_an_override_reaches_its_key(tiny_config, write_config):
 @pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
 def test_every_job_shows_its_plan(script, tiny_config, write_config):
     path = write_config(tiny_config)
-    changes = ["rl.steps=7", "midtrain={steps: 3, row_tokens: 64, mixture: {documents: 1}}"]
+    changes = ["rl.steps=7", "midtrain={steps: 3, row_tokens: 64, mixture: {documents: 1}}", "matrix={targets: [company]}"]
     command = [sys.executable, str(script), "--config", str(path), *changes, "--dry-run", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

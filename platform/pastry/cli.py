@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -16,13 +15,19 @@ from rich.table import Table
 
 from pastry.commands import submit, vector
 from pastry.commands.fork import fork
-from pastry.commands.options import AsJson, DryRun, say
-from pastry.errors import Interrupted, PastryError
+from pastry.commands.options import AsJson, DryRun, carry_out, say
+from pastry.commands.rank import rank
+from pastry.commands.registry import lineage
+from pastry.commands.search import search
+from pastry.errors import PastryError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(vector, name="vector")
 app.add_typer(submit.app)
 app.command()(fork)
+app.command()(rank)
+app.command()(search)
+app.command()(lineage)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML settings of a run, for example jobs/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.subkey=value.", metavar="[KEY=VALUE]...")]
@@ -40,12 +45,6 @@ def _pastry() -> None:
 def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Do a whole run, or go on with one: finished stages are kept, changed ones are redone."""
     execute(config, overrides or [], None, dry_run, as_json)
-
-
-@app.command()
-def search(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Sweep λ (and the source, if there are several) on validation questions, with whatever must be done before."""
-    execute(config, overrides or [], "search", dry_run, as_json)
 
 
 @app.command()
@@ -84,15 +83,7 @@ def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: 
 
         show_plan(wanted, kind, as_json)
         return
-    try:
-        worked = wanted.execute(kind)
-    except Interrupted as stopped:
-        typer.echo(str(stopped), err=True)
-        raise typer.Exit(128 + signal.SIGTERM) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
-        raise typer.Exit(130) from None
-    if not worked:
+    if not carry_out(wanted, kind):
         typer.echo(f"everything is done already: {wanted.directory}", err=as_json)
     if kind in (None, "report"):
         show_result(wanted.directory, as_json)
@@ -106,6 +97,7 @@ def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: 
 
 def show_result(directory: Path, as_json: bool) -> None:
     """The result table of a finished run."""
+    from pastry.report.formatting import lam
     from pastry.vectors.files import read_json
 
     if not (directory / "result.json").is_file():
@@ -114,7 +106,7 @@ def show_result(directory: Path, as_json: bool) -> None:
     if as_json:
         say(True, result, "")
         return
-    title = f"{', '.join(result['sources'])} → {result['target']}, λ = {result['lambda_best']:g} chosen on validation"
+    title = f"{', '.join(result['sources'])} → {result['target']}, λ = {lam(result['lambda_best'])} chosen on validation"
     table = Table(
         "row", "accuracy % [95 %]", "gain over target_sft", "form", "mode", title=title, box=None, padding=(0, 2, 0, 0)
     )

@@ -17,7 +17,10 @@ from transformers import AutoModelForCausalLM
 from pastry.config import PastConfig, load_config
 from pastry.engine.transformers_engine import TransformersEngine
 from pastry.errors import PastryError
-from pastry.pipeline.runner import Run, storage
+from pastry.pipeline.runner import Run
+from pastry.pipeline.storage import storage
+from pastry.registry.catalogue import Catalogue
+from pastry.registry.lineage import Lineage
 from pastry.registry.resolve import local_path
 from pastry.vectors.checkpoint import checkpoint_fingerprint
 from pastry.vectors.skill import Skill
@@ -132,10 +135,24 @@ def test_mlflow_has_runs_metrics_plots_and_the_registered_skill(finished):
     assert any(file.path.endswith(".png") for file in client.list_artifacts(runs["report"].info.run_id, "plots"))
     version = client.get_model_version_by_alias("lab-planet", "champion")
     manifest = Skill(directory / "skill").manifest
-    assert version.tags["pastry.fingerprint"] == manifest.fingerprint and version.tags["pastry.base"] == manifest.base
-    assert local_path("models:/lab-planet@champion", client.tracking_uri) == (directory / "skill").resolve()
+    assert version.tags["pastry.fingerprint"] == manifest.fingerprint
+    assert json.loads(version.tags["pastry.facts"])["inputs"]["base"] == manifest.base
+    assert Skill(local_path("models:/lab-planet@champion", client.tracking_uri)).manifest == manifest
     with pytest.raises(PastryError, match="not in the registry"):
         local_path("models:/lab-planet@nobody", client.tracking_uri)
+
+
+def test_lineage_leads_from_the_base_to_the_recipe_without_the_stages_directories(finished):
+    directory, _ = finished
+    graph = Lineage(Catalogue(f"sqlite:///{directory.parent}/mlflow.db"))
+    base = graph.find(Skill(directory / "skill").manifest.base)
+    stages, node = [base.label], base
+    for role, name in [("base", "rl/planet/2"), ("end", "models:/lab-planet/1 @champion"), ("skill lab-planet", "")]:
+        node = next(n for r, n in graph.made_of(node) if r == role and n.label.startswith(name))
+        stages.append(node.label)
+    assert base.label in ("pretrain", "gate") and node.label.startswith(("models:/lab-company-with-planet/1", "inject"))
+    data = next(made for role, made in graph.find(stages[2].split()[0]).inputs.items() if role == "data")
+    assert any(other.label.startswith("models:/lab-planet/1") for _, other in graph.made_of(graph.find(data)))
 
 
 def test_the_recipe_answers_from_plain_mlflow(finished):

@@ -12,16 +12,17 @@ from rich.table import Table
 from pastry.commands.options import say
 from pastry.pipeline.feasible import check_resources
 from pastry.pipeline.forecast import Forecast, forecast
-from pastry.pipeline.runner import Run, storage
+from pastry.pipeline.runner import Run
 from pastry.pipeline.sizes import describe
+from pastry.pipeline.storage import storage
 
 NARROWEST = 118
 """Columns: with fewer the table would be hard to read."""
 PARTS = ("weights", "gradients", "optimizer"), ("activations", "rollouts", "update")
 
 
-def show_plan(run: Run, kind: str | None, as_json: bool) -> None:
-    """Check and show what would be done. Raises PastryError for what cannot work."""
+def show_plan(run: Run, kind: str | None, as_json: bool, beside: dict[str, Any] | None = None) -> None:
+    """Check and show what would be done; `beside`: what else the JSON says. Raises PastryError for what cannot work."""
     stages = run.wanted(kind)
     found = forecast(run.config, run.workers, [stage for stage in stages if not run.done(stage.name)], storage(run.config))
     notes = check_resources(found, stages, starting=False)
@@ -35,7 +36,7 @@ def show_plan(run: Run, kind: str | None, as_json: bool) -> None:
         row |= {"memory": each and each.memory and each.memory.document(), "disk": each and each.disk and asdict(each.disk)}
         rows.append(row)
     if as_json:
-        say(True, _document(run, found, rows, notes), "")
+        say(True, _document(run, found, rows, notes) | (beside or {}), "")
         return
     console = Console(highlight=False, emoji=False, markup=False)
     console.width = max(console.width, NARROWEST)

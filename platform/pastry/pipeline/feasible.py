@@ -11,9 +11,12 @@ from pathlib import Path
 
 from pastry.config import PastConfig, RLSettings, TextSettings, TrainingSettings
 from pastry.domains import load_domain
+from pastry.domains.retention import retention_questions
 from pastry.errors import PastryError
+from pastry.evaluation.signals import SIGNALS
 from pastry.pipeline.forecast import Forecast
 from pastry.pipeline.memory import VLLM_SHARE
+from pastry.pipeline.space import Space, candidates, own_vectors
 from pastry.pipeline.stage import Stage
 from pastry.vectors.checkpoint import Checkpoint
 
@@ -50,7 +53,17 @@ def check_settings(config: PastConfig, workers: int) -> None:
         for part in range(1, (config.rounds if name in config.sources else 1) + 1):
             for split in ("validation", "test") if name == config.target else ("train",):
                 if not domain.questions(part, split):
-                    raise PastryError(f"domain '{name}', part {part}: no {split} questions")
+                    raise PastryError(f"domain '{name}', part {part}: no {split} questions{_about(name, split, config)}")
+    _refuse(_search(config))
+    if config.matrix:
+        _refuse(_matrix(config))
+
+
+def _about(name: str, split: str, config: PastConfig) -> str:
+    if config.domain.kind != "files":
+        return ""
+    way_out = "ask about others too" + (", or change domain.validation_share" if split != "train" else "")
+    return f": {config.domain.subjects[name].questions} asks about none of the documents that fall to them; {way_out}"
 
 
 def check_resources(forecast: Forecast, stages: list[Stage], starting: bool) -> list[str]:
@@ -95,6 +108,25 @@ def _shared(key: str, train: TextSettings | RLSettings) -> tuple[str, int]:
     if isinstance(train, RLSettings):
         return f"{key}.questions_per_step", train.questions_per_step
     return f"{key}.batch_rows", train.batch_rows
+
+
+def _search(config: PastConfig) -> Iterator[str]:
+    wanted = config.search
+    Space(tuple(candidates(own_vectors(config), [], wanted)), wanted).check()
+    if wanted.penalties.retention and not retention_questions(config.domain, config.seed, wanted.retention_file):
+        yield (
+            f"search.penalties.retention = {wanted.penalties.retention:g}, but a domain of kind {config.domain.kind} has no "
+            "questions about what the base knew: set search.retention_file"
+        )
+
+
+def _matrix(config: PastConfig) -> Iterator[str]:
+    for name in config.matrix.signals:
+        if name not in SIGNALS:
+            yield f"matrix.signals: no signal '{name}'; there are: {', '.join(SIGNALS)}"
+    for name in config.matrix.targets:
+        if not load_domain(name, config.domain, config.seed).questions(1, "test"):
+            yield f"matrix.targets: domain '{name}', part 1: no test questions{_about(name, 'test', config)}"
 
 
 def _batch(key: str, train: TextSettings | RLSettings, config: PastConfig, workers: int) -> Iterator[str]:

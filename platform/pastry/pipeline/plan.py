@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 from pastry.config import PastConfig
 from pastry.domains import load_corpus, load_domain
 from pastry.domains.base import PretrainingCorpus
+from pastry.domains.retention import retention_questions
 from pastry.errors import PastryError
+from pastry.pipeline.space import own_vectors
 from pastry.pipeline.stage import Stage
+from pastry.pipeline.storage import storage
+from pastry.registry.resolve import REGISTERED, registered
 
 
 def plan(config: PastConfig, workers: int) -> list[Stage]:
@@ -56,7 +61,7 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
         probe = {"sft": config.sft, "generation": config.generation}
         base = add("gate", "gate", training("gate", train=config.pretrain, **probe), start=base)
     else:
-        base = add("base", "base", {"path": config.base, "files": _files(config.base)})
+        base = add("base", "base", {"path": config.base, "holds": _holds(config)})
     if config.midtrain:
         mixed = corpus.data_digest(config.midtrain.mixture)
         base = add("midtrain", "midtrain", training("midtrain", train=config.midtrain, data=mixed), start=base)
@@ -85,13 +90,29 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
     target = sft(f"sft/{config.target}", config.target, 1, base)
     asking = {"domain": config.domain, "world_seed": config.seed, "subject": config.target, "generation": config.generation}
     asking["data"] = data(config.target, 1)
-    search = add(
-        "search",
-        "search",
-        asking | {"search": config.search, "concurrency": concurrency},
-        target=target,
-        **_roles("skill", skills),
-    )
+    tried = {name: rounds[source][k - 1] for name, (source, k) in own_vectors(config).items()}
+    seed = config.seed if config.search.seed is None else config.search.seed
+    sweep = {"search": config.search, "concurrency": concurrency, "seed": seed}
+    if config.search.retention_file:
+        sweep["retention"] = [asdict(q) for q in retention_questions(config.domain, config.seed, config.search.retention_file)]
+    search = add("search", "search", asking | sweep, target=target, **_roles("skill", tried))
+    if config.ablation:
+        add("ablation", "ablation", asking | {"ablation": config.ablation}, target=target, search=search)
+
+    # Which source for which target? Predicted from what has only read (no RL stage is an input of `signals`), then measured.
+    if config.matrix:
+        has_read = {source: read[f"{source}/1"] for source in config.sources} | {config.target: target}
+        for name in config.matrix.targets:
+            has_read[name] = has_read.get(name) or sft(f"sft/{name}", name, 1, base)
+        domains = {"domain": config.domain, "world_seed": config.seed, "data": {name: data(name, 1) for name in has_read}}
+        targets = _roles("target", {name: has_read[name] for name in config.matrix.targets})
+        sampling = config.rl.model_dump(include={"temperature", "top_p", "max_new_tokens"})
+        sampling |= config.matrix.model_dump(include={"samples", "k"}) | {"batch": config.generation.batch, "seed": config.seed}
+        predicting = domains | {"signals": config.matrix.signals, "sampling": sampling}
+        candidates = _roles("source", {source: has_read[source] for source in config.sources})
+        predicted = add("signals", "signals", predicting, base=base, **candidates, **targets)
+        measuring = domains | {"lambda": config.matrix.lambda_, "generation": config.generation}
+        add("matrix", "matrix", measuring, signals=predicted, **targets, **_roles("skill", skills))
 
     compared: dict[str, str] = {}
     if "past_1_round" in config.compare:
@@ -135,9 +156,14 @@ def plan(config: PastConfig, workers: int) -> list[Stage]:
     return list(stages.values())
 
 
-def _files(base: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of a local checkpoint's files: reading gigabytes at every start would cost too much."""
-    files = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []
+def _holds(config: PastConfig) -> str | list[tuple[str, int, int]]:
+    """What a base is now: the fingerprint that a registry's alias names, or name, size and time of a local checkpoint's files,
+    for reading gigabytes at every start would cost too much."""
+    if config.base.startswith(REGISTERED):
+        from pastry.registry.tracking import tracking_uri  # MLflow takes seconds to import
+
+        return registered(config.base, tracking_uri(config.tracking, storage(config))).fingerprint
+    files = sorted(Path(config.base).glob("*.safetensors")) if Path(config.base).is_dir() else []
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 

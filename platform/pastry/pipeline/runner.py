@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -20,8 +21,10 @@ from pastry.pipeline.forecast import forecast
 from pastry.pipeline.plan import plan
 from pastry.pipeline.progress import RunProgress
 from pastry.pipeline.stage import MARKER, Context, Stage
+from pastry.pipeline.storage import storage
 from pastry.pipeline.workers import connect, most_workers
 from pastry.registry.outbox import waiting
+from pastry.registry.versions import INPUTS
 from pastry.vectors.files import atomic_directory, read_json, write_json
 
 
@@ -134,11 +137,25 @@ class Run:
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         texts = {f"pastry.{key}": str(value) for key, value in metrics.items() if not isinstance(value, int | float)}
         texts |= {"pastry.digest": self.digests[stage.name], "pastry.path": str(self.path(stage.name))}
+        texts |= self._lineage(stage)
         record.end(numbers | {"seconds": seconds}, texts, "FINISHED")
         progress.finish(stage, seconds, headline(metrics))
         asked = context.stop.exists()
         shutil.rmtree(work)
         return asked
+
+    def _lineage(self, stage: Stage) -> dict[str, str]:
+        """For a stage that made weights the tag that says from what: role → fingerprint, or digest of data."""
+        path = self.path(stage.name)
+        if not (path / "model").exists() and not (path / "skill").exists():
+            return {}
+        made = {role: self.marker(name)["metrics"].get("fingerprint") for role, name in stage.inputs.items()}
+        made |= {"data": stage.settings.get("data")}
+        if stage.kind == "inject":  # of all the skills that it could have injected, those that it did
+            from pastry.registry.origin import origin  # as slow to import as all of pastry.vectors
+
+            made = origin(path / "model", self.marker(stage.name)["metrics"]["fingerprint"]).inputs
+        return {INPUTS: json.dumps({role: each for role, each in made.items() if each})}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -169,14 +186,6 @@ def sigterm_makes(stop: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def storage(config: PastConfig) -> Path:
-    """The storage directory. A Ray job runs in a throw-away copy of its working directory: a relative path would be
-    lost with it, so there it is taken from the home directory."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not config.storage.is_absolute():
-        return Path.home() / "pastry" / config.storage
-    return config.storage.absolute()
-
-
 def worker_count(config: PastConfig) -> int:
     """As set; auto: as many as there are places for, and as share every batch equally."""
     if config.resources.workers != "auto":
@@ -202,8 +211,9 @@ HEADLINES = {
     "realised_ratio": lambda ratio: f"realised ratio {ratio:.4f}" if ratio is not None else "",
     "norm": lambda norm: f"norm {norm:.3g}" if norm else "the vector is ZERO: RL changed no weight, its rewards never differed",
     "cosine_to_sft": lambda cosine: f"cosine to the SFT update {cosine:+.3f}" if cosine is not None else "",
-    "lambda_best": lambda lam: f"best λ {lam:g}",
+    "lambda_best": lambda lam: f"best λ {lam}",
     "validation_accuracy": lambda accuracy: f"validation accuracy {accuracy:.3f}",
+    "fresh_accuracy": lambda accuracy: f"on fresh questions {accuracy:.3f}",
     "accuracy/target_sft": lambda accuracy: f"target SFT {accuracy:.3f}",
     "accuracy/past_at_best": lambda accuracy: f"PaST {accuracy:.3f}",
 }
@@ -223,8 +233,7 @@ def publish(run: Run, stages: list[Stage]) -> list[Path]:
         if stage.name in (f"sft/{run.config.target}", f"sft/{run.config.target}/second"):  # the later one stays
             links["target"] = run.path(stage.name) / "model"
         if stage.kind == "search":
-            source = run.marker(stage.name)["metrics"]["source"]
-            links["skill"] = run.path(f"extract/{source}/{run.config.rounds}") / "skill"
+            links["skill"] = run.path(stage.name) / "winner"
     for name, path in links.items():
         link, fresh = run.directory / name, run.directory / f".{name}.new"
         fresh.unlink(missing_ok=True)

@@ -9,10 +9,14 @@ from pastry.config import PastConfig, RLSettings, TextSettings
 from pastry.domains import load_domain, load_epoch
 from pastry.pipeline.memory import trained_parameters
 from pastry.pipeline.model_size import ModelSize, RunModel, token_counter
+from pastry.pipeline.space import lambdas
 from pastry.pipeline.stage import Stage
 
 WORDS = {
     "extract": "v = end − start, in float32",
+    "signals": "what predicts the gains, from the models that have read and their texts",
+    "matrix": "every skill into every target of matrix, test questions",
+    "ablation": "the winner's module groups alone and left out, test questions",
     "evaluate": "test questions of the target, every row",
     "register": "skill and recipe into the MLflow registry",
     "report": "report.html, result.json",
@@ -90,8 +94,8 @@ def describe(stage: Stage, done: Work | None) -> str:
             train = settings["train"]
             return f"{train.steps} steps × {train.questions_per_step} questions × {train.group_size}, {done}, lr {train.lr:g}"
         case "search":
-            sources = sum(role.startswith("skill:") for role in stage.inputs)
-            return f"{sources} source(s) × {len(settings['search'].lambdas) + 1} λ on validation questions"
+            vectors = sum(role.startswith("skill:") for role in stage.inputs)
+            return f"{vectors} vector(s) and what is made of them, λ {lambdas(settings['search'])}, on validation questions"
         case "inject":
             return f"target + λ·v, λ = {settings['lambda']}"
         case "base":
