@@ -128,7 +128,8 @@ def test_before_a_node_is_taken_away_what_it_did_is_saved(place, tmp_path):
     environment |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
     driver = Driver(tmp_path, base, environment, checkpoints={"every": None})
     work = driver.run.work(STAGES["sft"])
-    driver.until(lambda: (work / "curves.jsonl").exists())
+    curves = work / "curves.jsonl"
+    driver.until(lambda: curves.exists() and curves.stat().st_size)
     notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "60"]
     command = ["ray", "drain-node", "--address", cluster.gcs, "--node-id", leaving.id, *notice]
     subprocess.run(command, env=environment, check=True, capture_output=True)
