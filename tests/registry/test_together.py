@@ -16,7 +16,7 @@ from tests.registry.test_catalogue import vector
 
 pytestmark = pytest.mark.slow
 PROCESSES = 8
-KILLS = 12
+KILLS = 8
 TOUCHES = {"rename", "link", "mkdir", "fsync", "open", "commit", "rmtree", "unlink"}
 """Names of built-in functions that change a disk or a database."""
 

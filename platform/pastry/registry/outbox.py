@@ -62,8 +62,9 @@ class Outbox:
         """Why the last attempt failed; None once one has succeeded."""
         self.begun = self.failed = self.refused = 0
         """Attempts so far, the last of them that failed, and records refused."""
-        self.full = self.closed = False
-        threading.Thread(target=self._work, name="outbox", daemon=True).start()
+        self.full = self.closing = self.closed = False
+        self.thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self.thread.start()
 
     def put(self, record: Record, document: Path | None = None) -> None:
         """Append a record; of a document a copy is taken, named `file` in the record (relative to the folder)."""
@@ -93,9 +94,12 @@ class Outbox:
         """Wait as `settle` does and stop; say what is left, if anything is."""
         self.settle(seconds)
         with self.changed:
-            self.closed = True
+            self.closing = True
             self.changed.notify_all()
             self.attempt.set()
+        self.thread.join(seconds)  # what is under way still arrives, and not once more by the next outbox
+        with self.changed:
+            self.closed = True
             self.spool.close()
         if self.queue:
             trouble = self.server.explain(self.fault) if self.fault else "MLflow is slow"
@@ -116,10 +120,10 @@ class Outbox:
         pause = 1.0
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.queue or self.closed)
+                self.changed.wait_for(lambda: self.queue or self.closing)
                 batch = list(islice(self.queue, BATCH))
                 self.begun += 1
-            if self.closed:
+            if self.closing:
                 return
             try:
                 self._send(batch)
@@ -148,7 +152,7 @@ class Outbox:
 
     def _failed(self, error: Exception) -> None:
         with self.changed:
-            if not self.fault and not self.closed:
+            if not self.fault and not self.closing:
                 trouble = self.server.explain(error)
                 self.say(f"{trouble}; the run goes on, and what it logs waits in {self.spool.path}")
             self.fault, self.failed = error, self.begun
