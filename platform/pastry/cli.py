@@ -22,12 +22,6 @@ from pastry.commands.search import search
 from pastry.errors import PastryError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.add_typer(vector, name="vector")
-app.add_typer(submit.app)
-app.command()(fork)
-app.command()(rank)
-app.command()(search)
-app.command()(lineage)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML settings of a run, for example jobs/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.subkey=value.", metavar="[KEY=VALUE]...")]
@@ -93,6 +87,12 @@ def execute(config_path: Path, overrides: list[str], kind: str | None, dry_run: 
         for stage in wanted.wanted(kind):
             if stage.kind == kind:
                 typer.echo(f"{stage.name}: {wanted.path(stage.name)}")
+
+
+for command in (rank, search, lineage, fork):
+    app.command()(command)
+app.add_typer(submit.app)
+app.add_typer(vector, name="vector")
 
 
 def show_result(directory: Path, as_json: bool) -> None:
