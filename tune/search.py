@@ -104,8 +104,8 @@ class TrialLog:
         self.context, self.space = context, space
         self.rows: dict[str, dict[str, Any]] = {}
         self.points: dict[str, Point] = {}
-        self.waiting: list[dict[str, Any]] = []
-        """Rows that MLflow has not got yet."""
+        self.waiting: set[str] = set()
+        """Names of the rows that MLflow has not got yet."""
         self.recorded, self.count = time.monotonic(), len(context.run.points)
 
     def ended(self, config: dict, metrics: dict | None) -> None:
@@ -127,12 +127,12 @@ class TrialLog:
         known = self.rows.get(name)
         if known is None or "error" in known or known["n"] < row.get("n", 0):
             self.rows[name], self.points[name] = row, point
-            self.waiting.append(row)
+            self.waiting.add(name)
 
     def record(self) -> None:
         """Send MLflow what it has not got."""
-        self.context.run.trials([_run(row) for row in self.waiting])
-        self.recorded, self.waiting = time.monotonic(), []
+        self.context.run.trials([_run(row) for name, row in self.rows.items() if name in self.waiting])
+        self.recorded, self.waiting = time.monotonic(), set()
 
     def in_order(self, configs: list[dict]) -> None:
         """Sort the rows as the trials began: they end as it happens."""
