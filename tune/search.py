@@ -51,7 +51,8 @@ def search(context: Context) -> dict[str, Any]:
     for result in results:
         log.add(result.config, None if result.error else result.metrics, reason(result.error) if result.error else None)
     log.record()
-    log.in_order([result.config for result in results])
+    # A grid's own order, for Tune's is another one after a crash; what was drawn as it was drawn.
+    log.in_order(space.points if space.method == "grid" else [space.point(result.config) for result in results])
     trials, failed = log.trials, log.failed
     if not any(trial["complete"] for trial in trials):
         raise PastryError(
@@ -134,10 +135,9 @@ class TrialLog:
         self.context.run.trials([_run(row) for name, row in self.rows.items() if name in self.waiting])
         self.recorded, self.waiting = time.monotonic(), set()
 
-    def in_order(self, configs: list[dict]) -> None:
-        """Sort the rows as the trials began: they end as it happens."""
-        names = dict.fromkeys(identity(self.space.point(config)) for config in configs)
-        self.rows = {name: self.rows[name] for name in names}
+    def in_order(self, points: list[Point]) -> None:
+        """Sort the rows as the points are: trials end as it happens."""
+        self.rows = {name: self.rows[name] for name in dict.fromkeys(map(identity, points))}
 
     @property
     def trials(self) -> list[dict[str, Any]]:

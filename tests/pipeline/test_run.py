@@ -42,8 +42,6 @@ def markers(run: Path) -> dict[str, int]:
 
 def numbers(run: Path) -> dict:
     result = json.loads((run / "result.json").read_text())
-    for trial in result["search"]["trials"]:
-        del trial["seconds"]
     return {key: result[key] for key in ("rows", "lambda_best", "cosines", "search", "perplexity")}
 
 
