@@ -51,8 +51,10 @@ def search(context: Context) -> dict[str, Any]:
     for result in results:
         log.add(result.config, None if result.error else result.metrics, reason(result.error) if result.error else None)
     log.record()
-    # A grid's own order, for Tune's is another one after a crash; what was drawn as it was drawn.
-    log.in_order(space.points if space.method == "grid" else [space.point(result.config) for result in results])
+    points = [space.point(result.config) for result in results]
+    if space.method == "grid":  # in which Tune has another order after a crash
+        points.sort(key=space.place)
+    log.in_order(points)
     trials, failed = log.trials, log.failed
     if not any(trial["complete"] for trial in trials):
         raise PastryError(

@@ -133,6 +133,11 @@ class Space:
             point["weights"] = {vector: config["weights"][str(index)] for index, vector in enumerate(chosen.of)}
         return point
 
+    def place(self, point: Point) -> tuple[int, list[float]]:
+        """Of a point in the grid: by candidate, then by λ."""
+        lam = point["lambda"]
+        return list(self.named).index(point["source"]), list(lam.values()) if isinstance(lam, Mapping) else [lam]
+
     @property
     def named(self) -> dict[str, Candidate]:
         return {candidate.name: candidate for candidate in self.candidates}
